@@ -1,0 +1,15 @@
+"""Fixtures shared by the whole suite."""
+
+from pathlib import Path
+
+import pytest
+
+REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images that lies beside the checkout; tests that need it skip where it is absent."""
+    if not REAL_DATA.is_dir():
+        pytest.skip("no real data beside the checkout")
+    return REAL_DATA
