@@ -1,0 +1,208 @@
+"""Voxels that know where they lie: a grid, its way to another grid, and the way back.
+
+Axes are those of SPEC: ``M`` modalities, ``I J K`` voxel axes. World coordinates are RAS+ millimetres, as in NIfTI.
+No file access here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates
+from scipy.optimize import linear_sum_assignment
+
+Shape = tuple[int, int, int]
+Array = NDArray[Any]
+Affine = NDArray[np.float64]
+
+AFFINE_TOLERANCE_MM = 1e-3
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where voxels lie: how many along each axis, and the affine that takes voxel indices to RAS+ millimetres."""
+
+    shape: Shape
+    affine: Affine
+
+    def __post_init__(self) -> None:
+        affine = np.asarray(self.affine, dtype=np.float64)
+        if affine.shape != (4, 4) or not np.isfinite(affine).all():
+            raise ValueError(f"an affine is a finite 4x4 matrix, not {affine.shape}")
+        if abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+            raise ValueError("the affine is singular: at least one voxel axis has no length")
+        object.__setattr__(self, "affine", affine)
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between neighbouring voxel centres along I, J and K."""
+        lengths = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return (float(lengths[0]), float(lengths[1]), float(lengths[2]))
+
+    @property
+    def orientation(self) -> str:
+        """Three letters: the body direction each voxel axis points to most nearly, such as ``RAS`` or ``LPS``."""
+        axes, flips = closest_axes(self.affine)
+        return "".join(
+            "LR"[s] if a == 0 else "PA"[s] if a == 1 else "IS"[s] for a, s in zip(axes, flips, strict=True)
+        )
+
+    @property
+    def diagonal_mm(self) -> float:
+        """Length of the box the voxels fill; an oblique affine does not change it."""
+        return float(np.linalg.norm(np.array(self.shape) * self.spacing_mm))
+
+    def distance_mm(self, other: Grid) -> float:
+        """The farthest any corner voxel's centre lies from its namesake in ``other`` (inf where the shapes differ)."""
+        if self.shape != other.shape:
+            return float("inf")
+        last = np.array(self.shape) - 1
+        corners = np.array(np.meshgrid(*[(0, n) for n in last], indexing="ij")).reshape(3, -1)
+        homogeneous = np.vstack([corners, np.ones(corners.shape[1])])
+        shift = (self.affine - other.affine) @ homogeneous
+        return float(np.linalg.norm(shift[:3], axis=0).max())
+
+    def same_as(self, other: Grid, tolerance_mm: float = AFFINE_TOLERANCE_MM) -> bool:
+        """Whether every voxel lies within ``tolerance_mm`` of its namesake."""
+        return self.distance_mm(other) <= tolerance_mm
+
+    def with_spacing(self, spacing_mm: tuple[float, float, float]) -> Grid:
+        """The grid of nearest whole size that fills the same box at another spacing."""
+        extent = np.array(self.shape) * self.spacing_mm
+        shape = np.maximum(1, np.round(extent / spacing_mm)).astype(int)
+        return self.with_shape((int(shape[0]), int(shape[1]), int(shape[2])))
+
+    def with_shape(self, shape: Shape) -> Grid:
+        """The grid of another size that fills the same box: outer faces of the outer voxels coincide."""
+        scale = np.array(self.shape) / np.array(shape)
+        affine = self.affine.copy()
+        affine[:3, :3] = self.affine[:3, :3] * scale
+        affine[:3, 3] = self.affine[:3, 3] + self.affine[:3, :3] @ (scale / 2 - 0.5)
+        return Grid(shape, affine)
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An image or label map together with its place in the world.
+
+    Attributes:
+        array: ``(I,J,K)``, or ``(M,I,J,K)`` for several modalities.
+        affine: 4x4, voxel indices to RAS+ millimetres.
+    """
+
+    array: Array
+    affine: Affine
+
+    def __post_init__(self) -> None:
+        if self.array.ndim not in (3, 4):
+            raise ValueError(f"a volume is (I,J,K) or (M,I,J,K), not {self.array.shape}")
+        object.__setattr__(self, "affine", self.grid.affine)
+
+    @property
+    def grid(self) -> Grid:
+        """Where the voxels lie."""
+        i, j, k = self.array.shape[-3:]
+        return Grid((i, j, k), self.affine)
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between neighbouring voxel centres along I, J and K."""
+        return self.grid.spacing_mm
+
+    def with_array(self, array: Array) -> Volume:
+        """Other voxels in the same place."""
+        return replace(self, array=array)
+
+
+def closest_axes(affine: Affine) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """For each voxel axis the world axis (0 R, 1 A, 2 S) it is nearest to, and 1 where it points that way, 0 where against.
+
+    No two voxel axes share a world axis, however oblique the affine: the assignment with the largest sum of
+    absolute direction cosines wins.
+    """
+    cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    _, voxel_axis = linear_sum_assignment(-np.abs(cosines))
+    world = np.argsort(voxel_axis)
+    signs = [int(cosines[world[axis], axis] > 0) for axis in range(3)]
+    return (int(world[0]), int(world[1]), int(world[2])), (signs[0], signs[1], signs[2])
+
+
+def to_ras(volume: Volume) -> Volume:
+    """The same voxels with axes permuted and flipped so that I, J, K run nearest to right, anterior, superior.
+
+    Nothing is interpolated; an oblique affine stays oblique. :func:`onto_axes_of` is the way back.
+    """
+    world, signs = closest_axes(volume.affine)
+    order = [world.index(axis) for axis in range(3)]
+    flips = [signs[axis] == 0 for axis in order]
+    return _rearrange(volume, order, flips)
+
+
+def onto_axes_of(volume: Volume, original: Grid) -> Volume:
+    """Undo :func:`to_ras`: voxels in RAS order back in the axis order and directions of ``original``.
+
+    Sizes may differ from the original's; the directions alone are taken.
+    """
+    world, signs = closest_axes(original.affine)
+    return _rearrange(volume, list(world), [sign == 0 for sign in signs])
+
+
+def _rearrange(volume: Volume, order: list[int], flips: list[bool]) -> Volume:
+    """Take voxel axes in ``order``, then reverse those flagged; the affine follows so that no voxel moves."""
+    lead = volume.array.ndim - 3
+    array = volume.array.transpose(*range(lead), *[lead + axis for axis in order])
+    affine = volume.affine.copy()
+    affine[:3, :3] = volume.affine[:3, order]
+    for axis, flip in enumerate(flips):
+        if flip:
+            array = np.flip(array, lead + axis)
+            affine[:3, 3] += affine[:3, axis] * (array.shape[lead + axis] - 1)
+            affine[:3, axis] *= -1
+    return Volume(np.ascontiguousarray(array), affine)
+
+
+def resize(array: Array, shape: Shape, order: Literal[0, 1]) -> Array:
+    """Stretch the last three axes to ``shape`` so that outer faces of outer voxels coincide (:meth:`Grid.with_shape`).
+
+    Args:
+        array: ``(...,I,J,K)``.
+        shape: The new ``(I,J,K)``.
+        order: 0 for labels (nearest voxel), 1 for images and probabilities (linear, one axis after another).
+
+    Edges are held, never extrapolated. Nearest takes the lower voxel at an exact tie.
+    """
+    lead = array.ndim - 3
+    for axis, size in enumerate(shape):
+        array = _resize_axis(array, lead + axis, size, order)
+    return array
+
+
+def _resize_axis(array: Array, axis: int, size: int, order: Literal[0, 1]) -> Array:
+    old_size = array.shape[axis]
+    if size == old_size:
+        return array
+    centres = np.clip((np.arange(size) + 0.5) * old_size / size - 0.5, 0, old_size - 1)
+    if order == 0:
+        return np.take(array, np.ceil(centres - 0.5).astype(np.intp), axis)
+    below = np.minimum(np.floor(centres).astype(np.intp), max(old_size - 2, 0))
+    above = np.minimum(below + 1, old_size - 1)
+    dtype = array.dtype if array.dtype.kind == "f" else np.float32
+    weight = (centres - below).astype(dtype).reshape([-1 if a == axis else 1 for a in range(array.ndim)])
+    result: Array = np.take(array, below, axis) * (1 - weight) + np.take(array, above, axis) * weight
+    return result
+
+
+def resample_onto(volume: Volume, grid: Grid, order: Literal[0, 1]) -> Volume:
+    """Look ``volume`` up at the voxel centres of any other grid, however turned (0 nearest, 1 linear); outside is 0.
+
+    For grids that fill the same box along the same axes, :func:`resize` does the same faster.
+    """
+    to_voxel = np.linalg.inv(volume.affine) @ grid.affine
+    indices = np.indices(grid.shape, dtype=np.float64).reshape(3, -1)
+    where = to_voxel[:3, :3] @ indices + to_voxel[:3, 3:]
+    channels = volume.array if volume.array.ndim == 4 else volume.array[None]
+    found = [map_coordinates(c, where, order=order, mode="constant").reshape(grid.shape) for c in channels]
+    return Volume(np.stack(found) if volume.array.ndim == 4 else found[0], grid.affine)

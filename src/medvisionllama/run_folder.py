@@ -1,0 +1,173 @@
+"""Every file and row a run leaves. Standard library only, so that pages and figures need no torch.
+
+A run folder holds ``config.yaml, plan.json, splits.json, log.jsonl, model.safetensors, environment.json,
+summary.json``, while it trains also ``checkpoint.safetensors`` and ``checkpoint.json``, and one folder per scored part
+(``validation/``, ``test/``) with ``predictions/``, ``scores.csv``, ``summary.json`` and ``pictures/``. In the paper
+protocol a part's files lie one level lower, in ``native/`` and ``model/``.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medvisionllama.errors import InputError
+
+METRICS = ("dice", "jaccard", "accuracy", "precision", "recall", "specificity", "hd95_mm", "nsd")
+FORMAT_VERSION = 1
+PARTS = ("validation", "test")
+GRIDS = ("native", "model")
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One measured number: ``value`` is NaN where the metric has no meaning (both masks empty)."""
+
+    case: str
+    class_name: str
+    metric: str
+    value: float
+
+
+class RunFolder:
+    """The paths of one run, and safe ways to read and write what lies there."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.plan = self.path / "plan.json"
+        self.splits = self.path / "splits.json"
+        self.log = self.path / "log.jsonl"
+        self.model = self.path / "model.safetensors"
+        self.checkpoint = self.path / "checkpoint.safetensors"
+        self.checkpoint_state = self.path / "checkpoint.json"
+        self.environment = self.path / "environment.json"
+        self.summary = self.path / "summary.json"
+
+    def folds(self) -> list[RunFolder]:
+        """The runs below ``RUN/fold_0..4`` in order, or this run alone where it has no folds."""
+        folders = sorted(self.path.glob("fold_[0-9]*"), key=lambda p: int(p.name.removeprefix("fold_")))
+        return [RunFolder(p) for p in folders] or [self]
+
+    def part(self, part: str, grid: str | None = None) -> Path:
+        """Where the predictions and scores of ``validation`` or ``test`` lie."""
+        return self.path / part / grid if grid else self.path / part
+
+    def append_log(self, entry: dict[str, Any]) -> None:
+        """Add one line to ``log.jsonl``."""
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(to_json(entry, indent=None) + "\n")
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """All log entries; a line torn by a crash is left out."""
+        if not self.log.exists():
+            return []
+        return list(_whole_lines(self.log))
+
+    def cut_log(self, step: int) -> None:
+        """Drop entries after ``step``: what a resumed run will write again."""
+        kept = [entry for entry in self.read_log() if entry.get("step", 0) <= step]
+        write_text(self.log, "".join(to_json(entry, indent=None) + "\n" for entry in kept))
+
+
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue
+
+
+def to_json(value: object, indent: int | None = 2) -> str:
+    """JSON in which NaN and infinities are null, so that every reader takes it."""
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing: a reader never sees half of it.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        part.write_text(text, encoding="utf-8", newline="\n")
+        part.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}", got=error.strerror or str(error), mend="Choose a folder you may write to."
+        ) from error
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write ``value`` as readable JSON, atomically."""
+    write_text(path, to_json(value) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of ours.
+
+    Raises:
+        InputError: The file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}", got=error.strerror or str(error)) from error
+    except ValueError as error:
+        raise InputError(
+            f"{path} is not JSON", got=str(error), mend="Restore the file or write it anew."
+        ) from error
+
+
+def write_scores(path: Path, rows: Iterable[ScoreRow]) -> None:
+    """Write ``scores.csv`` (``case,class,metric,value``); NaN is an empty value."""
+    lines = ["case,class,metric,value"]
+    for row in rows:
+        value = "" if math.isnan(row.value) else f"{row.value:.9g}"
+        lines.append(",".join([_quote(row.case), _quote(row.class_name), row.metric, value]))
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def _quote(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\n\r') else text
+
+
+def read_scores(path: Path) -> list[ScoreRow]:
+    """Read ``scores.csv``.
+
+    Raises:
+        InputError: The file is missing or has other columns.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            if reader.fieldnames != ["case", "class", "metric", "value"]:
+                raise InputError(f"{path} is no score table", expected="the columns case,class,metric,value")
+            return [
+                ScoreRow(r["case"], r["class"], r["metric"], float(r["value"]) if r["value"] else math.nan)
+                for r in reader
+            ]
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}",
+            got=error.strerror or str(error),
+            mend="Run `medvisionllama evaluate` first.",
+        ) from error
