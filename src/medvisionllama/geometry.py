@@ -46,9 +46,7 @@ class Grid:
     def orientation(self) -> str:
         """Three letters: the body direction each voxel axis points to most nearly, such as ``RAS`` or ``LPS``."""
         axes, flips = closest_axes(self.affine)
-        return "".join(
-            "LR"[s] if a == 0 else "PA"[s] if a == 1 else "IS"[s] for a, s in zip(axes, flips, strict=True)
-        )
+        return "".join("LR"[s] if a == 0 else "PA"[s] if a == 1 else "IS"[s] for a, s in zip(axes, flips, strict=True))
 
     @property
     def diagonal_mm(self) -> float:
@@ -118,7 +116,7 @@ class Volume:
 
 
 def closest_axes(affine: Affine) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """For each voxel axis the world axis (0 R, 1 A, 2 S) it is nearest to, and 1 where it points that way, 0 where against.
+    """For each voxel axis the nearest world axis (0 R, 1 A, 2 S), and 1 where it points that way, 0 where against.
 
     No two voxel axes share a world axis, however oblique the affine: the assignment with the largest sum of
     absolute direction cosines wins.
@@ -165,7 +163,7 @@ def _rearrange(volume: Volume, order: list[int], flips: list[bool]) -> Volume:
 
 
 def resize(array: Array, shape: Shape, order: Literal[0, 1]) -> Array:
-    """Stretch the last three axes to ``shape`` so that outer faces of outer voxels coincide (:meth:`Grid.with_shape`).
+    """Stretch the last three axes to ``shape``, the outer faces of the outer voxels held (:meth:`Grid.with_shape`).
 
     Args:
         array: ``(...,I,J,K)``.
@@ -186,7 +184,8 @@ def _resize_axis(array: Array, axis: int, size: int, order: Literal[0, 1]) -> Ar
         return array
     centres = np.clip((np.arange(size) + 0.5) * old_size / size - 0.5, 0, old_size - 1)
     if order == 0:
-        return np.take(array, np.ceil(centres - 0.5).astype(np.intp), axis)
+        nearest: Array = np.take(array, np.ceil(centres - 0.5).astype(np.intp), axis)
+        return nearest
     below = np.minimum(np.floor(centres).astype(np.intp), max(old_size - 2, 0))
     above = np.minimum(below + 1, old_size - 1)
     dtype = array.dtype if array.dtype.kind == "f" else np.float32

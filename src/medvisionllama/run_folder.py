@@ -132,9 +132,7 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise InputError(f"cannot read {path}", got=error.strerror or str(error)) from error
     except ValueError as error:
-        raise InputError(
-            f"{path} is not JSON", got=str(error), mend="Restore the file or write it anew."
-        ) from error
+        raise InputError(f"{path} is not JSON", got=str(error), mend="Restore the file or write it anew.") from error
 
 
 def write_scores(path: Path, rows: Iterable[ScoreRow]) -> None:
