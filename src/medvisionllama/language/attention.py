@@ -1,0 +1,79 @@
+"""Attention without a direction: every token sees every token, whatever layer asks.
+
+`transformers` layers call the attention function their configuration names. Ours ignores causality and
+sliding windows (a mask only enters where one is handed in on purpose), keeps Gemma 2's soft-capping, and
+takes the faster of two ways of computing the same thing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from medvisionllama.language.families import ATTENTION_NAME
+
+# On a CPU plain matrix products beat the fused kernel while the score matrix is small; above this many
+# tokens the fused kernel wins, and spares the memory of the scores.
+_MATMUL_TOKENS_AT_MOST = 1024
+
+
+def bidirectional_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    **unused: object,
+) -> tuple[Tensor, None]:
+    """Scaled dot-product attention over all tokens, in the calling convention of `transformers`.
+
+    Args:
+        module: The layer's attention module; its heads are read from the shapes instead.
+        query: (B, H, N, D).
+        key: (B, G, N, D), where G divides H: each group of H/G query heads shares a key head.
+        value: (B, G, N, D).
+        attention_mask: Added to the scores, broadcastable to (B, H, N, N); None masks nothing.
+        scaling: Factor on the scores.
+        dropout: Not applied: the layers here are kept in evaluation mode, where it is 0.
+        softcap: `softcap * tanh(scores / softcap)` before the softmax (Gemma 2, section 2 of its report).
+        unused: What `transformers` hands to attention functions of other kinds.
+
+    Returns:
+        The attended values (B, N, H, D), and None for the weights, which are not kept.
+    """
+    n_tokens = query.shape[2]
+    if softcap is None and (query.is_cuda or n_tokens > _MATMUL_TOKENS_AT_MOST):
+        repeats = query.shape[1] // key.shape[1]
+        if repeats > 1:
+            key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
+        return attended.transpose(1, 2), None
+    return _by_products(query, key, value, attention_mask, scaling, softcap).transpose(1, 2), None
+
+
+def _by_products(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
+) -> Tensor:
+    """The same as two matrix products; shapes as in `bidirectional_attention`, result (B, H, N, D)."""
+    B, H, N, D = query.shape
+    G = key.shape[1]
+    # Query heads that share a key head are laid end to end: one product, and no copies of keys and values.
+    grouped = (query * scaling).reshape(B, G, (H // G) * N, D)
+    scores = grouped @ key.transpose(2, 3)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is not None:
+        scores = (scores.view(B, H, N, N) + mask).view(B, G, (H // G) * N, N)
+    weights = functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).view(B, H, N, D)
+
+
+def register() -> None:
+    """Make the function known to `transformers` under `ATTENTION_NAME`; doing it twice changes nothing."""
+    from transformers.modeling_utils import AttentionInterface
+
+    AttentionInterface.register(ATTENTION_NAME, bidirectional_attention)

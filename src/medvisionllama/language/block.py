@@ -1,0 +1,452 @@
+"""A language model's lone layer as a block for image tokens: frozen, bidirectional, free of positions.
+
+    tokens (B,N,L) ── cast ── layer i ── layer j … ── final norm ── cast ── tokens (B,N,L)
+                              └ LoRA (optional): W x + (alpha/r) B A x, only A and B train
+
+Rotary positions and masks are gone, so that permuting the tokens permutes the result and nothing else
+(Kumar et al., MedVisionLlama, 2024, section "LLM integration"; after Pang et al., ICLR 2024, who put a
+frozen layer of LLaMA behind a vision transformer). The layer is the one of `transformers`, unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from medvisionllama.errors import InputError
+from medvisionllama.language.attention import register
+from medvisionllama.language.families import Family, family_of
+from medvisionllama.language.layout import CheckpointFolder, check_shapes, layer_tensor_names, resolve_layers
+from medvisionllama.language.source import Source, find_source
+
+Init = Literal["pretrained", "random", "random-matched", "shuffled"]
+_INITS = ("pretrained", "random", "random-matched", "shuffled")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """Which language model's layers to use, with which weights, and what in them may learn."""
+
+    source: str = "minilm-l6"
+    """A name of the catalog, a hub id `owner/name`, or a folder in Hugging Face layout."""
+    layers: tuple[int, ...] = (-1,)
+    """The layers, applied one after another; negative numbers count from the model's end."""
+    init: Init = "pretrained"
+    """`random` is drawn by the family's own initialiser, `random-matched` with each pre-trained tensor's own
+    mean and standard deviation, `shuffled` holds the pre-trained entries of each tensor in random order."""
+    seed: int = 0
+    """Random and shuffled blocks are drawn from it, always on the CPU, so that a run can be repeated elsewhere."""
+    final_norm: bool = True
+    """Whether the model's final norm follows the layers; BERT has none, so there it is skipped."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the frozen weights and of the arithmetic with them."""
+    lora_rank: int = 0
+    """Rank of the trainable adapters inside the layers; 0 means none."""
+    lora_alpha: float | None = None
+    """The adapters' product is scaled by `lora_alpha / lora_rank`; None means equal to the rank."""
+    lora_targets: tuple[str, ...] = ()
+    """Names of the linear layers that get an adapter; empty means the family's query and value projections."""
+    trained: bool = False
+    """Whether every weight of the block is trained: the parameter-matched control without frozen weights."""
+    revision: str | None = None
+    """The hub's branch, tag or commit; None takes the catalog's (or `main`)."""
+
+    def __post_init__(self) -> None:
+        # Configurations arrive from YAML and JSON too, where a tuple is a list.
+        object.__setattr__(self, "layers", tuple(self.layers))
+        object.__setattr__(self, "lora_targets", tuple(self.lora_targets))
+        if not self.layers:
+            raise InputError("a language block needs a layer", got="layers ()", mend="Use layers (-1,).")
+        if self.init not in _INITS:
+            raise InputError("unknown block init", got=repr(self.init), expected="one of " + ", ".join(_INITS))
+        if self.dtype not in _DTYPES:
+            raise InputError("unknown block dtype", got=repr(self.dtype), expected="one of " + ", ".join(_DTYPES))
+        if self.lora_rank < 0:
+            raise InputError("a LoRA rank cannot be negative", got=str(self.lora_rank), mend="Use 0 for none.")
+        if self.lora_rank == 0 and (self.lora_alpha is not None or self.lora_targets):
+            raise InputError(
+                "lora_alpha and lora_targets say nothing without adapters",
+                got="lora_rank 0",
+                mend="Set lora_rank, or leave the other two out.",
+            )
+        if self.trained and self.lora_rank:
+            raise InputError(
+                "a trained block has no use for adapters",
+                got=f"trained with lora_rank {self.lora_rank}",
+                mend="Set one of the two.",
+            )
+        if self.trained and self.dtype != "float32":
+            raise InputError(
+                "a trained block keeps its weights in float32", got=self.dtype, mend="Set dtype to float32."
+            )
+
+
+@dataclass(frozen=True)
+class BlockIdentity:
+    """Which weights a block holds: enough to find them again and to tell whether they are the same."""
+
+    id: str
+    """The hub id, or the folder as it was given."""
+    revision: str | None
+    """The commit on the hub, or what else is known of the origin; None for a folder and where no file was read."""
+    family: str
+    """The family's name."""
+    layers: tuple[int, ...]
+    """The layers, counted from 0."""
+    init: str
+    """`pretrained`, `random`, `random-matched` or `shuffled`."""
+    seed: int
+    """What random and shuffled weights were drawn from."""
+    dtype: str
+    """Number format of the weights."""
+    final_norm: bool
+    """Whether a final norm is there: false for BERT, whatever was asked for."""
+    sha256: str
+    """Of the base tensors as used: see `LanguageBlock.base_sha256`. Empty for a block on the meta device."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready form."""
+        return asdict(self) | {"layers": list(self.layers)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> BlockIdentity:
+        """The inverse of `to_dict`."""
+        return cls(**{**fields, "layers": tuple(fields["layers"])})
+
+
+class LanguageBlock(nn.Module):
+    """One or several layers of a language model, and its final norm.
+
+    Made by `load_block` or `meta_block`. Dropout stays off in every mode: a frozen block is one fixed
+    function, and the trained control must be the same one.
+
+    Attributes:
+        width: Width L of its tokens.
+        identity: Which weights it started from.
+        trained: Whether all of its weights learn.
+    """
+
+    def __init__(
+        self,
+        layers: nn.ModuleList,
+        norm: nn.Module | None,
+        *,
+        family: Family,
+        model_config: Any,
+        identity: BlockIdentity,
+        trained: bool = False,
+    ) -> None:
+        super().__init__()
+        self.layers = layers
+        self.norm = norm
+        self.family = family
+        self.model_config = model_config
+        self.identity = identity
+        self.trained = trained
+        self.width = int(model_config.hidden_size)
+        self.requires_grad_(trained)
+        self.train(self.training)
+
+    def forward(self, tokens_BNL: Tensor) -> Tensor:
+        """Send tokens through the block.
+
+        Args:
+            tokens_BNL: Tokens (B, N, L) of any floating dtype.
+
+        Returns:
+            Tokens of the same shape and dtype; inside, the block computes in its weights' own dtype.
+        """
+        positions: dict[str, Any] = {}
+        if self.family.rotary:
+            # Cosine 1 and sine 0 turn nothing.
+            one = torch.ones(1, 1, 1, dtype=self.base_dtype, device=tokens_BNL.device)
+            positions["position_embeddings"] = (one, torch.zeros_like(one))
+        return self._apply_layers(tokens_BNL, positions)
+
+    def forward_as_language_model(self, tokens_BNL: Tensor) -> Tensor:
+        """The same with the rotary positions 0 … N-1 and the causal mask that the model was trained with.
+
+        No image is sent this way. It is there to show that the lone layer equals the full model's, and that
+        a test for the absence of positions would notice them. Sliding windows are not drawn: N must not
+        exceed them.
+        """
+        N, dtype, device = tokens_BNL.shape[1], self.base_dtype, tokens_BNL.device
+        extras: dict[str, Any] = {}
+        if self.family.causal:
+            mask = torch.full((N, N), torch.finfo(dtype).min, dtype=dtype, device=device)
+            extras["attention_mask"] = mask.triu(1)[None, None]
+        if self.family.rotary:
+            rotary = getattr(self.family.modeling(), f"{self.family.class_stem}RotaryEmbedding")
+            rotary = rotary(self.model_config).to(device)
+            extras["position_embeddings"] = rotary(
+                torch.empty(0, dtype=dtype, device=device), torch.arange(N, device=device)[None]
+            )
+        return self._apply_layers(tokens_BNL, extras)
+
+    def _apply_layers(self, tokens_BNL: Tensor, extras: dict[str, Any]) -> Tensor:
+        hidden = tokens_BNL.to(self.base_dtype)
+        for layer in self.layers:
+            hidden = layer(hidden, **extras)
+        if self.norm is not None:
+            hidden = self.norm(hidden)
+        return hidden.to(tokens_BNL.dtype)
+
+    def train(self, mode: bool = True) -> LanguageBlock:
+        """Set the mode of the block itself; the layers stay in evaluation mode, where dropout is off."""
+        super().train(mode)
+        for part in self.children():
+            part.eval()
+        return self
+
+    @property
+    def base_dtype(self) -> torch.dtype:
+        """Number format of the base weights (adapters are float32 whatever it is)."""
+        return next(value.dtype for name, value in self.named_parameters() if not _is_adapter(name))
+
+    def base_tensors(self) -> dict[str, Tensor]:
+        """The language model's own tensors, without adapters, under names that adapters do not change."""
+        return {
+            name.replace(".base_layer.", "."): value
+            for name, value in self.state_dict().items()
+            if not _is_adapter(name)
+        }
+
+    def base_state_names(self) -> set[str]:
+        """Names, as in `state_dict`, of the frozen tensors: what a run need not save.
+
+        Empty for a trained block, whose every tensor belongs to the run.
+        """
+        if self.trained:
+            return set()
+        return {name for name in self.state_dict() if not _is_adapter(name)}
+
+    def base_sha256(self) -> str:
+        """SHA-256 over the base tensors in the order of their names: name, dtype, shape and bytes of each."""
+        digest = sha256()
+        for name, value in sorted(self.base_tensors().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def extra_repr(self) -> str:
+        """What `print` shows of the block besides its parts."""
+        which = self.identity
+        return f"{which.id}, layers {which.layers}, {which.init}, {which.dtype}, width {self.width}"
+
+
+def load_block(config: BlockConfig, *, cache: Path | None = None, offline: bool = False) -> LanguageBlock:
+    """Build the block a configuration asks for, with its weights.
+
+    Adapters, if any, start as the identity: their first matrix is drawn from torch's global generator
+    (seed it before), their second is zero. They are float32 whatever the base.
+
+    Args:
+        config: What to build.
+        cache: Where fetched layers are kept; None takes the place shared by all runs of this user.
+        offline: Never touch the network; what is not at hand is refused.
+
+    Returns:
+        The block on the CPU: frozen except for adapters, or wholly trainable where `config.trained`.
+
+    Raises:
+        InputError: No such model, layer or LoRA target, or a checkpoint that is damaged or does not fit.
+    """
+    source = find_source(config.source, config.revision)
+    if config.init == "random" and source.numbers is not None:
+        block = _skeleton(config, source.numbers, source)
+        _fill(block, _draw_as_family(block, config.seed), config)
+    else:
+        read = _reader(source, cache=cache, offline=offline)
+        block = _skeleton(config, read.numbers, source)
+        _fill(block, _tensors(block, read, config), config)
+        block.identity = replace(block.identity, revision=read.revision)
+    block.identity = replace(block.identity, sha256=block.base_sha256())
+    _add_adapters(block, config)
+    return block
+
+
+def meta_block(config: BlockConfig) -> LanguageBlock:
+    """The block without weights, on torch's meta device: for counting parameters and operations.
+
+    Needs no file for a model of the catalog, and config.json alone for a folder. For a hub id outside the
+    catalog the layer must have been fetched.
+
+    Raises:
+        InputError: No such model or layer, or a hub id whose shape is not known here.
+    """
+    source = find_source(config.source, config.revision)
+    numbers = source.numbers
+    if numbers is None:
+        numbers = _reader(source, cache=None, offline=True).numbers
+    block = _skeleton(config, numbers, source)
+    _add_adapters(block, config)
+    return block
+
+
+def verify(block: LanguageBlock, identity: BlockIdentity) -> None:
+    """Check that a block holds the weights an identity records (a trained block: that it started from them).
+
+    Raises:
+        InputError: The sha256 differs.
+    """
+    found = block.identity.sha256 if block.trained else block.base_sha256()
+    if found != identity.sha256:
+        raise InputError(
+            f"the language block {block.identity.id} is not the one the run was trained with",
+            got=f"sha256 {found} ({block.identity.init}, revision {block.identity.revision})",
+            expected=f"{identity.sha256} ({identity.init}, revision {identity.revision})",
+            mend="Use the same model, revision, layers, init, seed and dtype as the run's config.yaml"
+            + (
+                "; random weights are the same only where torch draws them the same way."
+                if identity.init in ("random", "random-matched")
+                else "."
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A checkpoint at hand: its shape, its origin, and one layer's tensors on demand."""
+
+    numbers: Mapping[str, Any]
+    revision: str | None
+    read_layer: Callable[[Family, int, bool], dict[str, Tensor]]
+
+
+def _reader(source: Source, *, cache: Path | None, offline: bool) -> _Reader:
+    if source.folder is None:
+        raise InputError(f"{source.given} is not at hand", mend="Give a folder.")
+    source.verify_file()
+    checkpoint = CheckpointFolder(source.folder)
+
+    def read_layer(family: Family, index: int, final_norm: bool) -> dict[str, Tensor]:
+        names = layer_tensor_names(
+            family, index, final_norm=final_norm, available=checkpoint.files, source=str(checkpoint.folder)
+        )
+        return checkpoint.read(names)
+
+    return _Reader(checkpoint.numbers(), source.revision, read_layer)
+
+
+def _skeleton(config: BlockConfig, numbers: Mapping[str, Any], source: Source) -> LanguageBlock:
+    """The block without adapters, on the meta device."""
+    register()
+    family = family_of(numbers, source=source.given)
+    indices = resolve_layers(config.layers, int(numbers["num_hidden_layers"]), source=source.given)
+    model_config = family.model_config(numbers)
+    with torch.device("meta"):
+        layers = nn.ModuleList(family.build_layer(model_config, index) for index in indices)
+        norm = family.build_final_norm(model_config) if config.final_norm else None
+    identity = BlockIdentity(
+        id=source.identity,
+        revision=None,
+        family=family.name,
+        layers=indices,
+        init=config.init,
+        seed=config.seed,
+        dtype=config.dtype,
+        final_norm=norm is not None,
+        sha256="",
+    )
+    block = LanguageBlock(
+        layers, norm, family=family, model_config=model_config, identity=identity, trained=config.trained
+    )
+    return block.to(_DTYPES[config.dtype])
+
+
+def _fill(block: LanguageBlock, tensors: Mapping[str, Tensor], config: BlockConfig) -> None:
+    """Give the meta block its weights, in its own number format."""
+    dtype = _DTYPES[config.dtype]
+    # A copy where training writes: tensors may be backed by the checkpoint's file, mapped for reading.
+    weights = {name: value.to(dtype, copy=config.trained) for name, value in tensors.items()}
+    block.load_state_dict(weights, strict=True, assign=True)
+    block.requires_grad_(config.trained)
+
+
+def _tensors(block: LanguageBlock, read: _Reader, config: BlockConfig) -> dict[str, Tensor]:
+    """The block's tensors from the checkpoint, or drawn after them, under the block's own names."""
+    generator = torch.Generator().manual_seed(config.seed)
+    tensors: dict[str, Tensor] = {}
+    for position, index in enumerate(block.identity.layers):
+        is_last = position == len(block.identity.layers) - 1
+        found = read.read_layer(block.family, index, is_last and block.norm is not None)
+        for name, value in sorted(found.items()):
+            ours = name.replace("layer.", f"layers.{position}.", 1) if name.startswith("layer.") else name
+            tensors[ours] = value
+    check_shapes({name: tuple(value.shape) for name, value in tensors.items()}, block, source=block.identity.id)
+    if config.init == "pretrained":
+        return tensors
+    if config.init == "random":
+        return _draw_as_family(block, config.seed)
+    redraw = _shuffled if config.init == "shuffled" else _drawn_alike
+    return {name: redraw(value, generator) for name, value in tensors.items()}
+
+
+def _shuffled(value: Tensor, generator: torch.Generator) -> Tensor:
+    """The same entries in random order."""
+    order = torch.randperm(value.numel(), generator=generator)
+    return value.flatten()[order].view(value.shape)
+
+
+def _drawn_alike(value: Tensor, generator: torch.Generator) -> Tensor:
+    """A normal draw with the tensor's own mean and standard deviation."""
+    exact = value.double()
+    drawn = torch.randn(value.shape, generator=generator, dtype=torch.float32)
+    return (drawn * exact.std(correction=0) + exact.mean()).float()
+
+
+def _draw_as_family(block: LanguageBlock, seed: int) -> dict[str, Tensor]:
+    """Weights drawn in float32 on the CPU by the family's own initialiser, under the block's own names."""
+    family, config = block.family, block.model_config
+    # The initialisers draw from torch's global generator: it is put back afterwards.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        drawn = nn.ModuleDict(
+            {"layers": nn.ModuleList(family.build_layer(config, index) for index in block.identity.layers)}
+        )
+        if block.norm is not None and (norm := family.build_final_norm(config)) is not None:
+            drawn["norm"] = norm
+        family.initialise(drawn, config)
+    return dict(drawn.state_dict())
+
+
+def _add_adapters(block: LanguageBlock, config: BlockConfig) -> None:
+    """Put LoRA adapters into the block's layers in place; nothing happens at rank 0."""
+    if config.lora_rank == 0:
+        return
+    from peft import LoraConfig, inject_adapter_in_model
+
+    linears = {name.rpartition(".")[2] for name, part in block.named_modules() if isinstance(part, nn.Linear)}
+    targets = config.lora_targets or block.family.query_value
+    if unknown := sorted(set(targets) - linears):
+        raise InputError(
+            f"the layers of {config.source} have no linear layer {', '.join(unknown)}",
+            expected="some of " + ", ".join(sorted(linears)),
+            mend="Correct lora_targets.",
+        )
+    alpha = config.lora_rank if config.lora_alpha is None else config.lora_alpha
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides by the rank, whatever number it is
+        target_modules=list(targets),
+        lora_dropout=0.0,
+        bias="none",
+    )
+    inject_adapter_in_model(lora, block.layers)
+    for name, parameter in block.named_parameters():
+        parameter.requires_grad = _is_adapter(name)
+        if _is_adapter(name):
+            # peft gives adapters the base's dtype; in bfloat16 small updates would be rounded away.
+            parameter.data = parameter.data.float()
+    block.train(block.training)
+
+
+def _is_adapter(name: str) -> bool:
+    return ".lora_" in name

@@ -1,0 +1,222 @@
+"""A checkpoint folder in Hugging Face layout: which file holds which tensor, and one layer's tensors.
+
+Such a folder has a config.json and either one model.safetensors or several shards with an index.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from medvisionllama.errors import InputError
+from medvisionllama.language.families import Family
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object a JSON file holds.
+
+    Raises:
+        InputError: The file is missing, not JSON, or not an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing", mend="Give a folder in Hugging Face layout.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as fault:
+        raise InputError(f"{path} is not JSON: {fault}", mend="Restore the file.") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no object", got=type(content).__name__, mend="Restore the file.")
+    return content
+
+
+def resolve_layers(layers: Iterable[int], n_layers: int, *, source: str) -> tuple[int, ...]:
+    """Layer numbers counted from 0, with negative ones counted from the end.
+
+    Raises:
+        InputError: A number lies outside the model.
+    """
+    resolved = []
+    for layer in layers:
+        if not -n_layers <= layer < n_layers:
+            raise InputError(
+                f"the language model {source} has no layer {layer}",
+                got=f"layer {layer}",
+                expected=f"0 to {n_layers - 1}, or -{n_layers} to -1 counted from the end",
+                mend="Choose a layer in that range.",
+            )
+        resolved.append(layer % n_layers)
+    return tuple(resolved)
+
+
+def layer_tensor_names(
+    family: Family, index: int, *, final_norm: bool, available: Iterable[str], source: str
+) -> dict[str, str]:
+    """Which of a checkpoint's tensors make up layer `index`.
+
+    Args:
+        family: The checkpoint's family.
+        index: The layer, counted from 0.
+        final_norm: Whether the model's final norm is wanted too (ignored where the family has none).
+        available: Every tensor name of the checkpoint.
+        source: How to call the checkpoint in messages.
+
+    Returns:
+        Our name -> the checkpoint's name. Ours are `layer.` plus the name inside the `transformers` layer,
+        and `norm.weight` (`norm.bias`). Old names are translated (`gamma`, `beta`) and stored rotary
+        frequencies, which are no weights, left out.
+
+    Raises:
+        InputError: The checkpoint has no tensor of that layer, or no final norm where one is wanted.
+    """
+    available = tuple(available)
+    chosen = _under_first_prefix(available, [p.format(i=index) for p in family.layer_prefixes], "layer.")
+    if not chosen:
+        raise InputError(
+            f"{source} holds no tensor of layer {index}",
+            expected="names that begin with " + " or ".join(p.format(i=index) for p in family.layer_prefixes),
+            mend="Give a complete checkpoint of this model.",
+        )
+    if final_norm and family.has_final_norm:
+        norm = _under_first_prefix(available, family.norm_prefixes, "norm.")
+        if not norm:
+            raise InputError(
+                f"{source} holds no final norm",
+                expected="names that begin with " + " or ".join(family.norm_prefixes),
+                mend="Give a complete checkpoint, or set final_norm to false.",
+            )
+        chosen |= norm
+    return chosen
+
+
+def _under_first_prefix(available: tuple[str, ...], prefixes: Iterable[str], ours: str) -> dict[str, str]:
+    """The names under the first prefix that any tensor has, renamed to begin with `ours`."""
+    for prefix in prefixes:
+        names = [name for name in available if name.startswith(prefix)]
+        if names:
+            return {ours + _modern(name.removeprefix(prefix)): name for name in names if _is_weight(name)}
+    return {}
+
+
+def _is_weight(name: str) -> bool:
+    return not name.endswith(("rotary_emb.inv_freq", ".masked_bias"))
+
+
+def _modern(name: str) -> str:
+    """Norms of old BERT files say gamma and beta."""
+    stem, _, last = name.rpartition(".")
+    renamed = {"gamma": "weight", "beta": "bias"}.get(last, last)
+    return f"{stem}.{renamed}" if stem else renamed
+
+
+def check_shapes(tensors: Mapping[str, tuple[int, ...]], model: nn.Module, *, source: str) -> None:
+    """Compare a checkpoint's shapes with the ones the layer needs.
+
+    Args:
+        tensors: Name inside `model` -> shape found.
+        model: The layer (and norm) to be filled; the meta device will do.
+        source: How to call the checkpoint in messages.
+
+    Raises:
+        InputError: A tensor is missing, one is too many, or one has another shape.
+    """
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    if missing := sorted(set(wanted) - set(tensors)):
+        raise InputError(
+            f"{source} lacks {len(missing)} tensors of the layer", expected=", ".join(missing[:4]), mend=_MEND
+        )
+    if surplus := sorted(set(tensors) - set(wanted)):
+        raise InputError(
+            f"{source} has {len(surplus)} tensors the layer does not know", got=", ".join(surplus[:4]), mend=_MEND
+        )
+    for name, shape in wanted.items():
+        if tensors[name] != shape:
+            raise InputError(
+                f"{source} has a misshapen tensor {name}", got=f"shape {tensors[name]}", expected=f"{shape}", mend=_MEND
+            )
+
+
+_MEND = "Give a checkpoint whose config.json and weights belong together."
+
+
+class CheckpointFolder:
+    """The safetensors files of one folder, seen as one mapping from tensor name to file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files = _files_by_tensor(folder)
+
+    def numbers(self) -> dict[str, Any]:
+        """What the folder's config.json says."""
+        return read_json(self.folder / "config.json")
+
+    def read(self, names: Mapping[str, str]) -> dict[str, Tensor]:
+        """Read tensors and nothing else.
+
+        Args:
+            names: Our name -> the checkpoint's name.
+
+        Returns:
+            Our name -> the tensor on the CPU, in its stored dtype, backed by the mapped file.
+
+        Raises:
+            InputError: A file is missing, is damaged, or lacks a tensor that the index promises.
+        """
+        tensors = {}
+        with ExitStack() as open_files:
+            handles: dict[Path, Any] = {}
+            for ours, theirs in names.items():
+                path = self.files[theirs]
+                try:
+                    if path not in handles:
+                        handles[path] = open_files.enter_context(safe_open(path, framework="pt"))
+                    tensors[ours] = handles[path].get_tensor(theirs)
+                except (OSError, SafetensorError) as fault:
+                    raise _damaged(path, fault) from None
+        return tensors
+
+
+def _files_by_tensor(folder: Path) -> dict[str, Path]:
+    if (folder / INDEX_FILE).is_file():
+        weight_map = read_json(folder / INDEX_FILE).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(is_plain_name(name) for name in weight_map.values()):
+            raise InputError(f"{folder / INDEX_FILE} has no weight_map of plain file names", mend="Restore the file.")
+        return {tensor: folder / name for tensor, name in weight_map.items()}
+    path = folder / SINGLE_FILE
+    if not path.is_file():
+        raise InputError(
+            f"{folder} holds no weights",
+            expected=f"{SINGLE_FILE}, or shards with {INDEX_FILE}",
+            mend="Give a folder in Hugging Face layout with safetensors weights.",
+        )
+    return tensors_in(path)
+
+
+def tensors_in(path: Path) -> dict[str, Path]:
+    """Every tensor name of one safetensors file -> that file.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as handle:
+            return dict.fromkeys(handle.keys(), path)
+    except (OSError, SafetensorError) as fault:
+        raise _damaged(path, fault) from None
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether an index names a file beside itself (and not one elsewhere on the disk)."""
+    return isinstance(name, str) and name == Path(name).name and not name.startswith(".")
+
+
+def _damaged(path: Path, fault: Exception) -> InputError:
+    return InputError(f"{path} cannot be read as safetensors: {fault}", mend="Restore or fetch the file again.")
