@@ -108,8 +108,8 @@ def write_label_map(volume: Volume, path: Path | str) -> None:
 def write_volume(volume: Volume, path: Path | str) -> None:
     """Write an image, channels last on disk; whole file or nothing.
 
-    Types every reader knows are kept, others become float32. A lone channel ``(1,I,J,K)`` comes back as ``(I,J,K)``. The affine comes back exactly as far as NIfTI-1 can
-    hold it: to float32.
+    Types every reader knows are kept, others become float32. A lone channel ``(1,I,J,K)`` comes back as ``(I,J,K)``.
+    The affine comes back exactly as far as NIfTI-1 can hold it: to float32.
 
     Raises:
         InputError: The path cannot be written or does not end in ``.nii.gz`` or ``.nii``.

@@ -1,0 +1,205 @@
+"""A Medical Segmentation Decathlon task: ``dataset.json`` to a Task and its Cases.
+
+Source: Antonelli et al., The Medical Segmentation Decathlon, Nat. Commun. 13:4128 (2022). A task is a folder with
+``dataset.json``, ``imagesTr/``, ``labelsTr/`` and ``imagesTs/``; image and label of a case share their file name.
+nnU-Net's way of writing the same description (``channel_names``, labels as name to number) is read as well.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from medvisionllama.data.nifti import case_name
+from medvisionllama.errors import InputError
+
+DESCRIPTION = "dataset.json"
+BACKGROUND = 0
+_LAYOUT = "Name the folder of a Decathlon task: dataset.json beside imagesTr and labelsTr."
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image and its label map; a case of the task's own test part has no label."""
+
+    name: str
+    image: Path
+    label: Path | None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set and what its numbers mean.
+
+    Attributes:
+        name: As dataset.json has it, else the folder's name.
+        folder: Where dataset.json lies.
+        modalities: The name of each channel, in order.
+        classes: Label value to name, in order, without background (0).
+        cases: The training part.
+        unlabelled: The task's own test part, published without labels.
+    """
+
+    name: str
+    folder: Path
+    modalities: tuple[str, ...]
+    classes: Mapping[int, str]
+    cases: tuple[Case, ...]
+    unlabelled: tuple[Case, ...] = ()
+
+    @property
+    def channels(self) -> int:
+        """The number of input modalities, M."""
+        return len(self.modalities)
+
+    @property
+    def ct_channels(self) -> tuple[bool, ...]:
+        """For each channel, whether it is CT, whose numbers are Hounsfield units."""
+        return tuple(modality.strip().upper() == "CT" for modality in self.modalities)
+
+    @property
+    def is_ct(self) -> bool:
+        """Whether every channel is CT."""
+        return all(self.ct_channels)
+
+    def case(self, name: str) -> Case:
+        """The case of that name, labelled or not.
+
+        Raises:
+            InputError: There is none.
+        """
+        for case in (*self.cases, *self.unlabelled):
+            if case.name == name:
+                return case
+        raise InputError(f"{self.folder / DESCRIPTION} lists no case {name}")
+
+
+def read_task(folder: Path | str) -> Task:
+    """Read a task that can be trained on: every case of ``cases`` has a label path and a name of its own.
+
+    The files themselves are not opened; :func:`medvisionllama.data.check.check_task` does that.
+
+    Raises:
+        InputError: There is no folder or dataset.json, it is not understood, or a case lacks a label or a name of
+            its own.
+    """
+    task = parse_task(folder)
+    path = task.folder / DESCRIPTION
+    without = [case.name for case in task.cases if case.label is None]
+    if without:
+        raise InputError(f"{path} names no label for {_some(without)}", mend="Add the label or remove the case.")
+    twice = [name for name, count in Counter(case.name for case in task.cases).items() if count > 1]
+    if twice:
+        raise InputError(f"{path} lists {_some(twice)} more than once", mend="Give every case a file name of its own.")
+    return task
+
+
+def parse_task(folder: Path | str) -> Task:
+    """What dataset.json says, taken as it is: a case may lack a label or share its name with another.
+
+    Raises:
+        InputError: There is no folder or dataset.json, or it is not understood.
+    """
+    folder = Path(folder)
+    description = read_description(folder)
+    return Task(
+        name=str(description.get("name") or folder.resolve().name),
+        folder=folder,
+        modalities=_modalities(folder, description),
+        classes=_classes(folder, description),
+        cases=_cases(folder, description, "training"),
+        unlabelled=tuple(replace(case, label=None) for case in _cases(folder, description, "test")),
+    )
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """The object in ``dataset.json``.
+
+    Raises:
+        InputError: There is no such folder or file, or it holds no JSON object.
+    """
+    path = folder / DESCRIPTION
+    if not folder.exists():
+        raise InputError(f"{folder} does not exist", mend=_LAYOUT)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file, not a data set's folder", mend=_LAYOUT)
+    try:
+        description = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        empty = not any(folder.iterdir())
+        raise InputError(f"{folder} {'is empty' if empty else f'holds no {DESCRIPTION}'}", mend=_LAYOUT) from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}", got=error.strerror or str(error)) from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON", got=str(error), mend="Restore the file or mend that place.") from error
+    if not isinstance(description, dict):
+        raise _misread(path, "one JSON object", description)
+    return description
+
+
+def _modalities(folder: Path, description: Mapping[str, Any]) -> tuple[str, ...]:
+    path = folder / DESCRIPTION
+    named = description.get("modality", description.get("channel_names"))
+    if isinstance(named, list):
+        named = dict(enumerate(named))
+    if not isinstance(named, dict) or not named:
+        raise _misread(path, '"modality", such as {"0": "MRI"}', named)
+    numbers = {_whole(path, number): str(name) for number, name in named.items()}
+    if sorted(numbers) != list(range(len(numbers))):
+        raise _misread(path, "modalities numbered from 0 without a gap", sorted(numbers))
+    return tuple(numbers[number] for number in sorted(numbers))
+
+
+def _classes(folder: Path, description: Mapping[str, Any]) -> dict[int, str]:
+    path = folder / DESCRIPTION
+    labels = description.get("labels")
+    if not isinstance(labels, dict):
+        raise _misread(path, '"labels", such as {"0": "background", "1": "liver"}', labels)
+    if any(isinstance(value, list) for value in labels.values()):
+        raise _misread(path, "one number per class; overlapping regions are no classes", labels)
+    by_name = bool(labels) and all(isinstance(value, int) for value in labels.values())
+    pairs = [(value, name) if by_name else (name, value) for name, value in labels.items()]
+    foreground = [(value, str(name)) for value, name in ((_whole(path, v), n) for v, n in pairs) if value != BACKGROUND]
+    classes = dict(foreground)
+    if len(set(classes.values())) < len(foreground) or min(classes, default=1) < 0:
+        raise _misread(path, "a name and a positive number of its own for every class", labels)
+    return dict(sorted(classes.items()))
+
+
+def _cases(folder: Path, description: Mapping[str, Any], part: str) -> tuple[Case, ...]:
+    path = folder / DESCRIPTION
+    entries = description.get(part, [])
+    if not isinstance(entries, list):
+        raise _misread(path, f'"{part}" to be a list', entries)
+    cases = (_case(folder, entry) for entry in entries)
+    # macOS leaves ._ companions beside every file it packs; the Decathlon's archives hold them.
+    return tuple(case for case in cases if not case.image.name.startswith("._"))
+
+
+def _case(folder: Path, entry: object) -> Case:
+    image, label = (entry.get("image"), entry.get("label")) if isinstance(entry, dict) else (entry, None)
+    if not isinstance(image, str) or not isinstance(label, str | None) or not image or label == "":
+        expected = '{"image": "./imagesTr/NAME.nii.gz", "label": "./labelsTr/NAME.nii.gz"} for every case'
+        raise _misread(folder / DESCRIPTION, expected, entry)
+    return Case(case_name(image), folder / image, None if label is None else folder / label)
+
+
+def _whole(path: Path, number: object) -> int:
+    try:
+        return int(str(number))
+    except ValueError as error:
+        raise _misread(path, "whole numbers for classes and modalities", number) from error
+
+
+def _misread(path: Path, expected: str, got: object) -> InputError:
+    text = "nothing" if got is None else json.dumps(got, ensure_ascii=False)
+    text = text if len(text) <= 80 else text[:77] + "..."
+    return InputError(f"{path} is not as the Decathlon has it", got=text, expected=expected, mend=f"Correct {path}.")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
