@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from medvisionllama.errors import InputError
 from medvisionllama.language.attention import register
 from medvisionllama.language.families import Family, family_of
-from medvisionllama.language.layout import CheckpointFolder, check_shapes, layer_tensor_names, resolve_layers
+from medvisionllama.language.layout import Checkpoint, check_shapes, digest, read_json, resolve_layers
 from medvisionllama.language.source import Source, find_source
 
 Init = Literal["pretrained", "random", "random-matched", "shuffled"]
@@ -229,11 +228,7 @@ class LanguageBlock(nn.Module):
 
     def base_sha256(self) -> str:
         """SHA-256 over the base tensors in the order of their names: name, dtype, shape and bytes of each."""
-        digest = sha256()
-        for name, value in sorted(self.base_tensors().items()):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return digest(self.base_tensors())
 
     def extra_repr(self) -> str:
         """What `print` shows of the block besides its parts."""
@@ -324,15 +319,12 @@ def _reader(source: Source, *, cache: Path | None, offline: bool) -> _Reader:
     if source.folder is None:
         raise InputError(f"{source.given} is not at hand", mend="Give a folder.")
     source.verify_file()
-    checkpoint = CheckpointFolder(source.folder)
+    checkpoint = Checkpoint.of_folder(source.folder)
 
     def read_layer(family: Family, index: int, final_norm: bool) -> dict[str, Tensor]:
-        names = layer_tensor_names(
-            family, index, final_norm=final_norm, available=checkpoint.files, source=str(checkpoint.folder)
-        )
-        return checkpoint.read(names)
+        return checkpoint.read(checkpoint.layer_names(family, index, final_norm=final_norm))
 
-    return _Reader(checkpoint.numbers(), source.revision, read_layer)
+    return _Reader(read_json(source.folder / "config.json"), source.revision, read_layer)
 
 
 def _skeleton(config: BlockConfig, numbers: Mapping[str, Any], source: Source) -> LanguageBlock:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -147,16 +149,38 @@ def check_shapes(tensors: Mapping[str, tuple[int, ...]], model: nn.Module, *, so
 _MEND = "Give a checkpoint whose config.json and weights belong together."
 
 
-class CheckpointFolder:
-    """The safetensors files of one folder, seen as one mapping from tensor name to file."""
+class Checkpoint:
+    """Safetensors files seen as one mapping from tensor name to file: a folder's, or a single one."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.files = _files_by_tensor(folder)
+    def __init__(self, files: Mapping[str, Path], name: str) -> None:
+        self.files = files
+        """Tensor name -> the file that holds it."""
+        self.name = name
+        """How to call the checkpoint in messages."""
 
-    def numbers(self) -> dict[str, Any]:
-        """What the folder's config.json says."""
-        return read_json(self.folder / "config.json")
+    @classmethod
+    def of_folder(cls, folder: Path) -> Checkpoint:
+        """The checkpoint of a folder in Hugging Face layout.
+
+        Raises:
+            InputError: The folder has no safetensors weights, or a damaged index.
+        """
+        return cls(_files_by_tensor(folder), str(folder))
+
+    @classmethod
+    def of_file(cls, path: Path) -> Checkpoint:
+        """One safetensors file.
+
+        Raises:
+            InputError: The file is damaged.
+        """
+        return cls(_tensors_in(path), str(path))
+
+    def layer_names(self, family: Family, index: int, *, final_norm: bool) -> dict[str, str]:
+        """Our name -> the checkpoint's for the tensors of one layer; see `layer_tensor_names`."""
+        return layer_tensor_names(
+            family, index, final_norm=final_norm, available=self.files, source=self.name
+        )
 
     def read(self, names: Mapping[str, str]) -> dict[str, Tensor]:
         """Read tensors and nothing else.
@@ -184,6 +208,18 @@ class CheckpointFolder:
         return tensors
 
 
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over tensors in the order of their names: name, dtype, shape and bytes of each.
+
+    It depends on the values alone, not on the file or the shards they came in.
+    """
+    found = sha256()
+    for name, value in sorted(tensors.items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        found.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
 def _files_by_tensor(folder: Path) -> dict[str, Path]:
     if (folder / INDEX_FILE).is_file():
         weight_map = read_json(folder / INDEX_FILE).get("weight_map")
@@ -197,10 +233,10 @@ def _files_by_tensor(folder: Path) -> dict[str, Path]:
             expected=f"{SINGLE_FILE}, or shards with {INDEX_FILE}",
             mend="Give a folder in Hugging Face layout with safetensors weights.",
         )
-    return tensors_in(path)
+    return _tensors_in(path)
 
 
-def tensors_in(path: Path) -> dict[str, Path]:
+def _tensors_in(path: Path) -> dict[str, Path]:
     """Every tensor name of one safetensors file -> that file.
 
     Raises:
