@@ -1,0 +1,139 @@
+"""Charts of what runs measured: curves and boxes. Each function takes what runs left and returns one figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeGuard
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from medvisionllama.reports.drawing import INK, MARKERS, chart, run_colour, run_dashes, styled
+from medvisionllama.reports.run_contents import RunContents
+
+METRIC_TITLES = {
+    "dice": "Dice",
+    "jaccard": "Jaccard",
+    "accuracy": "Accuracy",
+    "precision": "Precision",
+    "recall": "Recall (sensitivity)",
+    "specificity": "Specificity",
+    "hd95_mm": "HD95 in mm",
+    "nsd": "NSD",
+}
+# A curve is drawn with at most this many points: finer than a screen, and a long run does not bloat the page.
+MOST_POINTS = 300
+
+
+@styled
+def loss_curves(runs: Sequence[RunContents]) -> Figure:
+    """Training loss over steps, one line a run (thin lines: folds); each point is the mean of the steps it covers."""
+    figure, axes = chart("Training loss", "step", "loss on patches")
+    _curves(axes, runs, "loss")
+    return figure
+
+
+@styled
+def dice_curves(runs: Sequence[RunContents]) -> Figure:
+    """Validation Dice of whole volumes over steps, one line a run, as far as it was measured while training."""
+    figure, axes = chart("Validation while training", "step", "mean Dice of whole volumes")
+    _curves(axes, runs, "validation_dice", marker=True)
+    return figure
+
+
+def has_curve(runs: Sequence[RunContents], key: str) -> bool:
+    """Whether any run has logged numbers of that name."""
+    return any(len(_series(entries, key)) for run in runs for entries in run.logs.values())
+
+
+@styled
+def score_boxes(runs: Sequence[RunContents], part: str, metric: str) -> Figure:
+    """One box a class and run, and every case a dot: median, quartiles, whiskers to 1.5 interquartile ranges.
+
+    Args:
+        runs: Runs to compare; those without this part or metric leave their place empty.
+        part: A part's title, such as ``validation`` or ``test, native grid``.
+        metric: One of the metrics of the scores.
+    """
+    parts = [(index, run.label, run.part(part)) for index, run in enumerate(runs)]
+    classes = list(dict.fromkeys(name for _, _, scored in parts if scored for name in scored.classes))
+    rows = len(classes) * len(runs)
+    figure, axes = chart("", METRIC_TITLES.get(metric, metric), "", height=0.95 + 0.34 * rows + 0.16 * len(classes))
+    for index, label, scored in parts:
+        for place, name in enumerate(classes):
+            values = [v for v in (scored.values(metric, name) if scored else {}).values() if not math.isnan(v)]
+            _box(axes, values, place * (len(runs) + 0.6) + index, index, label if place == 0 else None)
+    middle = (len(runs) - 1) / 2
+    axes.set_yticks([place * (len(runs) + 0.6) + middle for place in range(len(classes))], classes)
+    axes.set_ylim((len(classes) - 1) * (len(runs) + 0.6) + len(runs) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    if len(runs) > 1:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2)
+    return figure
+
+
+def _curves(axes: Axes, runs: Sequence[RunContents], key: str, marker: bool = False) -> None:
+    drawn = 0
+    for index, run in enumerate(runs):
+        folds = [series for entries in run.logs.values() if len(series := _series(entries, key))]
+        for fold, series in enumerate(folds):
+            points = _thinned(series)
+            axes.plot(
+                points[:, 0],
+                points[:, 1],
+                color=run_colour(index),
+                linestyle=run_dashes(index),
+                linewidth=1.8 if len(folds) == 1 else 1.0,
+                marker=MARKERS[index % len(MARKERS)] if marker and len(points) <= 40 else None,
+                markersize=4,
+                label=run.label if fold == 0 else None,
+            )
+        drawn += bool(folds)
+    axes.margins(x=0.02)
+    if drawn > 1 or any(len(run.logs) > 1 for run in runs):
+        axes.legend()
+
+
+def _series(entries: Sequence[dict[str, Any]], key: str) -> Any:
+    """``(n,2)`` of step and value, where both are finite numbers."""
+    pairs = [(entry.get("step"), entry.get(key)) for entry in entries]
+    known = [(float(step), float(value)) for step, value in pairs if _is_number(step) and _is_number(value)]
+    return np.array(known, dtype=np.float64).reshape(-1, 2)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _thinned(series: Any) -> Any:
+    """Means of neighbouring points, so that at most ``MOST_POINTS`` are left."""
+    groups = np.array_split(series, min(len(series), MOST_POINTS))
+    return np.array([group.mean(axis=0) for group in groups])
+
+
+def _box(axes: Axes, values: Sequence[float], at: float, index: int, label: str | None) -> None:
+    colour = run_colour(index)
+    if label is not None:
+        axes.plot([], [], color=colour, marker=MARKERS[index % len(MARKERS)], linestyle="", label=label)
+    if not values:
+        return
+    axes.boxplot(
+        [values],
+        positions=[at],
+        orientation="horizontal",
+        widths=0.62,
+        showfliers=False,
+        patch_artist=True,
+        boxprops={"facecolor": f"{colour}33", "edgecolor": colour},
+        whiskerprops={"color": colour},
+        capprops={"color": colour},
+        medianprops={"color": INK, "linewidth": 1.8},
+        manage_ticks=False,
+    )
+    # The golden ratio spreads neighbours apart without chance, so that the same scores give the same picture.
+    spread = (np.arange(len(values)) * 0.618034) % 1 - 0.5
+    marker = MARKERS[index % len(MARKERS)]
+    axes.plot(values, at + 0.4 * spread, marker, markersize=3, color=colour, alpha=0.75, markeredgewidth=0)

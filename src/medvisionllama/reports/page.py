@@ -1,0 +1,364 @@
+"""The page: what was trained on what, how well it does, and how it looks; one file that opens from disk, offline.
+
+Everything drawn comes from run folders alone. Style and figures lie inside ``index.html``; the same figures lie beside
+it as PNG and SVG for papers and talks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from medvisionllama.errors import InputError
+from medvisionllama.reports import drawing, figures
+from medvisionllama.reports.mosaic import CONVENTION, case_mosaic
+from medvisionllama.reports.run_contents import Picture, RunContents, ScoredPart, read_picture, read_runs
+from medvisionllama.reports.score_table import ALL_CLASSES, Cell, ClassScores, overall, score_table
+from medvisionllama.run_folder import METRICS, write_text
+
+UNKNOWN = "\N{EN DASH}"
+BOX_METRICS = ("dice", "hd95_mm", "nsd")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One figure on the page.
+
+    Attributes:
+        name: File name without ending.
+        title: What it is called.
+        description: What it shows, in words.
+        markup: Its element.
+    """
+
+    name: str
+    title: str
+    description: str
+    markup: Markup
+
+
+@dataclass(frozen=True)
+class CasePicture:
+    """A chosen case: why it was chosen, its name, its Dice and its drawing."""
+
+    why: str
+    case: str
+    dice: float
+    drawing: Drawing
+
+
+@dataclass(frozen=True)
+class PartView:
+    """One part of the split on one grid, over all runs that have it."""
+
+    title: str
+    slug: str
+    tables: list[tuple[RunContents, ScoredPart, list[ClassScores]]]
+    boxes: list[Drawing]
+    pictures: list[tuple[RunContents, list[CasePicture]]]
+    notes: list[str] = field(default_factory=list)
+
+
+def write_page(runs: Sequence[Path], out: Path, *, images: bool = True) -> Path:
+    """Write ``OUT/index.html`` and ``OUT/figures/*.png, *.svg`` about one or several runs.
+
+    Args:
+        runs: Run folders, as ``train`` and ``predict`` leave them. What one lacks is said on the page.
+        out: The folder to write to; made where missing.
+        images: Whether voxels may be shown. Without them, no picture of a patient is written anywhere.
+
+    Returns:
+        The path of ``index.html``.
+
+    Raises:
+        InputError: A run is not a folder, or ``out`` cannot be written.
+    """
+    contents = read_runs(runs)
+    gallery = _Gallery(out / "figures")
+    parts = [_part_view(title, contents, gallery, images) for title in _part_titles(contents)]
+    page = _environment().get_template("page.html.jinja")
+    text = page.render(
+        runs=contents,
+        parts=parts,
+        curves=_curves(contents, gallery),
+        title=_title(contents),
+        summary=_in_a_sentence(contents),
+        notes=_comparability(contents),
+        facts=[(name, [_said(tell, run) for run in contents]) for name, tell in FACTS],
+        images=images,
+        convention=CONVENTION,
+        metrics=METRICS,
+        made_by=_version(),
+        all_classes=ALL_CLASSES,
+    )
+    write_text(out / "index.html", text)
+    return out / "index.html"
+
+
+class _Gallery:
+    """Writes each figure once as PNG and SVG and hands back its element for the page."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def chart(self, figure: Figure, name: str, title: str, description: str) -> Drawing:
+        drawing.save(figure, self.folder, name)
+        return Drawing(name, title, description, Markup(drawing.inline_svg(figure, name, title, description)))
+
+    def picture(self, figure: Figure, name: str, title: str, description: str) -> Drawing:
+        drawing.save(figure, self.folder, name)
+        element = Markup('<img src="{}" alt="{}" width="{}" height="{}">').format(
+            drawing.data_uri(figure),
+            description,
+            round(figure.get_figwidth() * 100),
+            round(figure.get_figheight() * 100),
+        )
+        return Drawing(name, title, description, element)
+
+
+def _part_titles(runs: Sequence[RunContents]) -> list[str]:
+    return list(dict.fromkeys(part.title for run in runs for part in run.parts))
+
+
+def _part_view(title: str, runs: Sequence[RunContents], gallery: _Gallery, images: bool) -> PartView:
+    slug = title.replace(", ", "-").replace(" ", "-")
+    scored = [(run, part) for run in runs if (part := run.part(title))]
+    view = PartView(title, slug, [(run, part, score_table(part)) for run, part in scored], [], [])
+    for metric in BOX_METRICS:
+        if any(metric in part.metrics for _, part in scored):
+            view.boxes.append(_boxes(runs, title, slug, metric, gallery))
+    if images:
+        for place, (run, part) in enumerate(scored):
+            view.pictures.append((run, _chosen_cases(run, part, f"{slug}-{place + 1}", gallery, view.notes)))
+    return view
+
+
+def _boxes(runs: Sequence[RunContents], title: str, slug: str, metric: str, gallery: _Gallery) -> Drawing:
+    name = figures.METRIC_TITLES.get(metric, metric)
+    lines = [
+        f"{run.label}, {line.name}: mean {_number(line.cells[metric].mean, metric)}"
+        for run in runs
+        if (part := run.part(title))
+        for line in score_table(part)
+        if metric in line.cells and line.name != ALL_CLASSES
+    ]
+    description = f"Box plot of {name} per class over the cases of the {title} part. {'; '.join(lines)}."
+    return gallery.chart(figures.score_boxes(runs, title, metric), f"boxes-{slug}-{metric}", name, description)
+
+
+def _chosen_cases(
+    run: RunContents, part: ScoredPart, slug: str, gallery: _Gallery, notes: list[str]
+) -> list[CasePicture]:
+    """Best, median and worst by mean Dice among the cases that have pictures."""
+    dice = part.values("dice")
+    if not part.pictures:
+        notes.append(f"{run.label}: no pictures were kept for these cases; `predict` writes them.")
+        return []
+    scored = sorted(
+        (case for case in part.pictures if not math.isnan(dice.get(case, math.nan))), key=lambda case: -dice[case]
+    )
+    if len(part.pictures) < len(part.cases):
+        notes.append(
+            f"{run.label}: {len(part.pictures)} of {len(part.cases)} cases have pictures; "
+            "best, median and worst are those among them."
+        )
+    if not scored:
+        return []
+    ranked = {"best": scored[0], "median": scored[len(scored) // 2], "worst": scored[-1]}
+    chosen = ranked if len(scored) > 2 else {"best": scored[0]} | ({"worst": scored[1]} if len(scored) == 2 else {})
+    pictures = []
+    for why, case in chosen.items():
+        try:
+            picture = read_picture(part.pictures[case])
+        except InputError as error:
+            notes.append(str(error))
+            continue
+        pictures.append(CasePicture(why, case, dice[case], _mosaic(run, picture, dice[case], f"{slug}-{why}", gallery)))
+    return pictures
+
+
+def _mosaic(run: RunContents, picture: Picture, dice: float, slug: str, gallery: _Gallery) -> Drawing:
+    figure = case_mosaic(picture, run.class_names, dice)
+    outlines = "outlines of reference and prediction" if picture.reference is not None else "the prediction's outlines"
+    description = (
+        f"Case {picture.case} by {run.label}: axial, coronal and sagittal slice with {outlines}. Mean Dice {dice:.3f}."
+    )
+    return gallery.picture(figure, f"case-{slug}", picture.case, description)
+
+
+def _curves(runs: Sequence[RunContents], gallery: _Gallery) -> list[Drawing]:
+    names = ", ".join(run.label for run in runs)
+    drawings = []
+    if figures.has_curve(runs, "loss"):
+        text = f"Training loss over steps for {names}."
+        drawings.append(gallery.chart(figures.loss_curves(runs), "curve-loss", "Training loss", text))
+    if figures.has_curve(runs, "validation_dice"):
+        text = f"Mean Dice of whole validation volumes over steps for {names}."
+        drawings.append(gallery.chart(figures.dice_curves(runs), "curve-dice", "Validation while training", text))
+    return drawings
+
+
+def _title(runs: Sequence[RunContents]) -> str:
+    tasks = list(dict.fromkeys(str(run.summary["task"]) for run in runs if run.summary.get("task")))
+    return " and ".join(tasks) if tasks else ", ".join(run.label for run in runs)
+
+
+def _in_a_sentence(runs: Sequence[RunContents]) -> str:
+    """What the page says, for somebody who reads no further."""
+    if len(runs) > 1:
+        return f"{len(runs)} runs side by side: {', '.join(run.label for run in runs)}."
+    run = runs[0]
+    cases = run.summary.get("cases") or {}
+    learned = f"learned from {cases['training']:,} cases" if cases.get("training") else "was trained"
+    steps = f" in {run.summary['steps']:,} steps" if run.summary.get("steps") else ""
+    if not run.parts:
+        return f"{run.label} {learned}{steps}. It has not been scored yet."
+    part = run.parts[0]
+    cell = overall(part, "dice")
+    return (
+        f"{run.label} {learned}{steps} and reached a mean Dice of {_number(cell.mean, 'dice')} "
+        f"on {cell.n} {part.part} cases it did not learn from."
+    )
+
+
+def _comparability(runs: Sequence[RunContents]) -> list[str]:
+    """Why numbers of these runs may not be set beside one another."""
+    if len(runs) < 2:
+        return []
+    notes = []
+    for key, what in (("task", "tasks"), ("protocol", "protocols"), ("steps", "numbers of steps"), ("seed", "seeds")):
+        found = dict.fromkeys(str(run.summary[key]) for run in runs if run.summary.get(key) is not None)
+        if len(found) > 1:
+            notes.append(f"The runs have different {what}: {', '.join(found)}.")
+    for title in _part_titles(runs):
+        scored = [part for run in runs if (part := run.part(title))]
+        if len({frozenset(part.cases) for part in scored}) > 1:
+            notes.append(f"The {title} parts do not hold the same cases: means are not comparable case by case.")
+        if len({part.tolerance_mm for part in scored}) > 1:
+            notes.append(f"NSD of the {title} parts was taken at different tolerances.")
+    return notes
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("medvisionllama.reports", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters: dict[str, Callable[..., Any]] = {
+        "number": _number,
+        "interval": _interval,
+        "duration": duration,
+        "count": _count,
+        "overall": overall,
+    }
+    environment.filters.update(filters)
+    environment.globals["metric_titles"] = figures.METRIC_TITLES
+    environment.globals["run_colour"] = drawing.run_colour
+    return environment
+
+
+def _number(value: float | None, metric: str = "dice") -> str:
+    """Three decimals for shares, two for millimetres, a dash for what has no value."""
+    if value is None or math.isnan(value):
+        return UNKNOWN
+    return f"{value:.2f}" if metric.endswith("_mm") else f"{value:.3f}"
+
+
+def _interval(cell: Cell, metric: str) -> str:
+    return "" if cell.interval is None else " to ".join(_number(edge, metric) for edge in cell.interval)
+
+
+def _count(value: int | None) -> str:
+    return UNKNOWN if value is None else f"{value:,}"
+
+
+def duration(seconds: float | None) -> str:
+    """Such as ``42 s``, ``4 min 10 s`` or ``3 h 05 min``; a dash where it is not known."""
+    if seconds is None:
+        return UNKNOWN
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _said(tell: Callable[[RunContents], str], run: RunContents) -> str:
+    """One fact of one run; empty where the run does not tell."""
+    try:
+        return tell(run)
+    except (KeyError, TypeError, ValueError, IndexError):
+        return ""
+
+
+def _cases(run: RunContents) -> str:
+    cases = run.summary["cases"]
+    parts = [f"{cases[part]:,} {part}" for part in ("training", "validation", "test") if cases.get(part) is not None]
+    fraction = run.summary.get("fraction")
+    share = f" ({fraction:.0%} of the training part)" if fraction not in (None, 1, 1.0) else ""
+    return ", ".join(parts) + share
+
+
+def _block(run: RunContents) -> str:
+    block = run.summary["block"]
+    if not block:
+        return "none"
+    layer = ", ".join(str(index) for index in _as_list(block.get("layers")))
+    norm = ", final norm on" if block.get("final_norm") else ""
+    origin = f" at {block['revision']}" if block.get("revision") else ""
+    return f"{block['id']}{origin}, {block.get('family', 'family unknown')}, layer {layer}, {block.get('init')}{norm}"
+
+
+def _as_list(value: object) -> list[object]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _parameters(run: RunContents) -> str:
+    counts = run.summary["parameters"]
+    return f"{counts['trainable']:,} trained, {counts.get('frozen', 0):,} frozen"
+
+
+def _machine(run: RunContents) -> str:
+    known = run.environment
+    memory = f"{known['memory_gb']:.0f} GB" if known.get("memory_gb") else ""
+    cores = f"{known['cores']} cores" if known.get("cores") else ""
+    device = f"on {known['device']}" if known.get("device") else ""
+    return ", ".join(str(part) for part in (known.get("processor"), cores, memory, device) if part)
+
+
+FACTS: tuple[tuple[str, Callable[[RunContents], str]], ...] = (
+    ("Task", lambda run: str(run.summary["task"])),
+    ("Classes", lambda run: ", ".join(run.class_names.values())),
+    ("Cases", _cases),
+    ("Fold", lambda run: str(run.summary["fold"]) if run.summary["fold"] is not None else ""),
+    ("Protocol", lambda run: str(run.summary["protocol"])),
+    ("Model", lambda run: str(run.summary["model"])),
+    ("Parameters", _parameters),
+    ("Language block", _block),
+    ("Block's sha256", lambda run: run.summary["block"]["sha256"]),
+    ("Steps", lambda run: f"{run.summary['steps']:,}"),
+    ("Training time", lambda run: duration(run.summary["seconds"])),
+    ("Seed", lambda run: str(run.summary["seed"])),
+    ("Machine", _machine),
+    ("System", lambda run: f"{run.environment['platform']}, Python {run.environment['python']}"),
+    ("Date", lambda run: str(run.environment["date"])),
+)
+
+
+def _version() -> str:
+    try:
+        return version("medvisionllama")
+    except PackageNotFoundError:
+        return "unknown version"

@@ -1,0 +1,240 @@
+"""The page says what was measured, says what is missing, and asks nothing of the network."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from page_reader import Page
+from run_maker import CLASSES, evaluated, make_run, score_part
+
+from medvisionllama.errors import InputError
+from medvisionllama.reports.page import duration, write_page
+from medvisionllama.reports.run_contents import distinct_labels, read_picture, read_run, read_runs
+from medvisionllama.run_folder import ScoreRow, read_scores, write_json, write_scores
+
+
+@pytest.fixture(scope="module")
+def page(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Page:
+    return Page(write_page([run], tmp_path_factory.mktemp("page")))
+
+
+def test_prints_the_means_an_independent_reading_gives(run: Path, page: Page) -> None:
+    lines = (run / "validation" / "scores.csv").read_text().splitlines()[1:]
+    dice = {
+        name: [float(v) for _, c, m, v in (line.split(",") for line in lines) if (c, m) == (name, "dice")]
+        for name in CLASSES.values()
+    }
+    for values in dice.values():
+        assert f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" in page.text
+    by_case = np.mean(list(dice.values()), axis=0)
+    assert f"reached a mean Dice of {by_case.mean():.3f} on 12 validation cases" in page.text
+    best = int(np.argmax(by_case))
+    assert f"Best case_{best:03d}, Dice {by_case[best]:.3f}" in page.text
+
+
+def test_tells_what_was_trained_on_what(page: Page) -> None:
+    for fact in (
+        "48 training, 12 validation, 12 test",
+        "minilm-l6 at main, bert, layer -1, pretrained",
+        "53aa5117",
+        "1,330,000 trained, 1,774,464 frozen",
+        "medvisionllama train DATA/Task04_Hippocampus --model medvisionllama-u",
+        "torch 2.13.0",
+        "a processor, 2 cores, 24 GB, on cpu",
+        "Research software, not a medical device.",
+    ):
+        assert fact in page.text
+
+
+def test_asks_nothing_of_the_network(page: Page) -> None:
+    assert page.asked_from_outside == []
+    fetched_by_style = re.findall(r"url\((?!#)[^)]*\)|@import", page.source)
+    assert fetched_by_style == []
+
+
+def test_every_picture_has_words_and_every_id_is_unique(page: Page) -> None:
+    assert len(page.all("img")) == 3
+    assert all(len(image["alt"]) > 20 for image in page.all("img"))
+    assert all("aria-labelledby" in svg for svg in page.all("svg"))
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    named = {name for svg in page.all("svg") for name in svg["aria-labelledby"].split()}
+    used = set(re.findall(r"url\(#([^)]+)\)", page.source))
+    links = {a["href"].removeprefix("#") for a in page.all("a") + page.all("use")}
+    assert (named | used | links) <= set(ids)
+
+
+def test_a_hostile_name_stays_text(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", model="<script>alert(1)</script>", cases=3)
+    page = Page(write_page([run], tmp_path / "out"))
+    assert "<script>alert(1)</script>" in page.text
+    assert page.all("script") == []
+
+
+def test_writes_every_figure_as_png_and_svg_beside_the_page(run: Path, tmp_path: Path) -> None:
+    write_page([run], tmp_path)
+    names = {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert {"curve-loss", "curve-dice", "boxes-validation-dice", "case-validation-1-worst"} <= names
+    for name in names:
+        assert (tmp_path / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (tmp_path / "figures" / f"{name}.svg").read_text(encoding="utf-8")
+
+
+def test_the_same_runs_give_the_same_bytes(run: Path, tmp_path: Path) -> None:
+    first, second = (write_page([run], tmp_path / name).parent for name in ("a", "b"))
+    files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
+    assert files
+    assert all((first / file).read_bytes() == (second / file).read_bytes() for file in files)
+
+
+def test_without_images_nothing_of_a_patient_is_written(run: Path, tmp_path: Path) -> None:
+    page = Page(write_page([run], tmp_path, images=False))
+    assert page.all("img") == []
+    assert "image/webp" not in page.source
+    assert "made without images" in page.text
+    assert not list((tmp_path / "figures").glob("case-*"))
+    assert (tmp_path / "figures" / "curve-loss.png").exists()
+
+
+def test_a_run_without_scores_shows_its_training(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("validation"))
+    page = Page(write_page([tmp_path / "run"], tmp_path / "out"))
+    assert "medvisionllama predict RUN --part validation" in page.text
+    assert "It has not been scored yet." in page.text
+    assert "Training loss" in page.text
+
+
+def test_an_interrupted_run_says_so(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("validation", "summary.json"))
+    (tmp_path / "run" / "checkpoint.safetensors").write_bytes(b"")
+    with (tmp_path / "run" / "log.jsonl").open("a") as log:
+        log.write('{"step": 41, "lo')
+    page = Page(write_page([tmp_path / "run"], tmp_path / "out"))
+    assert "Training was interrupted at step 40" in page.text
+    assert "No training summary" in page.text
+    assert "Training loss" in page.text
+
+
+def test_an_empty_folder_is_a_page_of_gaps(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    page = Page(write_page([tmp_path / "run"], tmp_path / "out"))
+    for gap in ("No training summary", "No record of the machine", "No training log", "No scores"):
+        assert gap in page.text
+
+
+def test_cases_without_reference_are_still_shown(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", cases=3, reference=False)
+    page = Page(write_page([run], tmp_path / "out"))
+    assert len(page.all("img")) == 3
+    assert "the prediction's outlines" in page.all("img")[0]["alt"]
+    assert "outlines of reference" not in page.all("img")[0]["alt"]
+
+
+def test_a_broken_picture_is_named_and_the_rest_shown(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", cases=3)
+    for path in (run / "validation" / "pictures").iterdir():
+        path.write_bytes(b"torn")
+    page = Page(write_page([run], tmp_path / "out"))
+    assert "cannot read the picture" in page.text
+    assert "Anterior" in page.text
+
+
+def test_a_case_without_any_value_is_left_out_of_the_mean(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", cases=4, pictures=False)
+    rows = [ScoreRow(f"case_{i:03d}", "Anterior", "dice", v) for i, v in enumerate((0.5, 0.7, float("nan"), 0.6))]
+    write_scores(run / "validation" / "scores.csv", rows)
+    write_json(run / "validation" / "summary.json", evaluated(rows))
+    page = Page(write_page([run], tmp_path / "out"))
+    assert "0.600 ± 0.100" in page.text
+    assert "on 3 validation cases" in page.text
+
+
+def test_missed_and_false_alarms_are_counted(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", cases=3, pictures=False)
+    rows = read_scores(run / "validation" / "scores.csv")
+    write_json(run / "validation" / "summary.json", evaluated(rows, missed=2))
+    page = Page(write_page([run], tmp_path / "out"))
+    assert "Missed structures 4" in page.text
+
+
+def test_several_runs_stand_side_by_side(rivals: list[Path], tmp_path: Path) -> None:
+    page = Page(write_page(rivals, tmp_path))
+    assert "2 runs side by side: medvisionllama-u, vit-u." in page.text
+    assert "different seeds: 1, 2" in page.text
+    assert "do not hold the same cases" not in page.text
+
+
+def test_runs_on_other_cases_are_not_silently_compared(run: Path, rivals: list[Path], tmp_path: Path) -> None:
+    page = Page(write_page([run, rivals[1]], tmp_path, images=False))
+    assert "The validation parts do not hold the same cases" in page.text
+
+
+def test_folds_are_taken_together(tmp_path: Path) -> None:
+    for fold in range(2):
+        part = make_run(tmp_path / "run" / f"fold_{fold}", cases=3, pictures=False, seed=fold) / "validation"
+        rows = [
+            ScoreRow(f"f{fold}_{r.case}", r.class_name, r.metric, r.value) for r in read_scores(part / "scores.csv")
+        ]
+        write_scores(part / "scores.csv", rows)
+    contents = read_run(tmp_path / "run")
+    assert list(contents.logs) == ["fold_0", "fold_1"]
+    assert len(contents.parts[0].cases) == 6
+    assert contents.parts[0].count("missed", "Anterior") == 0
+    assert contents.missing == ()
+
+
+def test_both_grids_of_the_paper_protocol_are_shown(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", cases=3, pictures=False)
+    shutil.rmtree(run / "validation")
+    for grid in ("native", "model"):
+        score_part(run / "validation" / grid, np.random.default_rng(0), 3)
+    assert [part.title for part in read_run(run).parts] == ["validation, native grid", "validation, model grid"]
+    page = Page(write_page([run], tmp_path / "out"))
+    assert "Validation, model grid (3 cases)" in page.text
+
+
+def test_labels_use_the_shortest_name_that_tells_runs_apart(run: Path, rivals: list[Path]) -> None:
+    assert [r.label for r in read_runs(rivals)] == ["medvisionllama-u", "vit-u"]
+    assert [r.label for r in read_runs([run, rivals[0]])] == [
+        "medvisionllama-u, minilm-l6 pretrained, seed 0",
+        "medvisionllama-u, minilm-l6 pretrained, seed 1",
+    ]
+    same = [read_run(run), read_run(run)]
+    assert distinct_labels(same) == [str(run), str(run)]
+
+
+def test_no_run_and_no_folder_are_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no run"):
+        write_page([], tmp_path)
+    with pytest.raises(InputError, match="not a run folder"):
+        write_page([tmp_path / "nothing"], tmp_path)
+
+
+def test_an_output_that_cannot_be_written_is_said(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="cannot write"):
+        write_page([run], tmp_path / "file")
+
+
+def test_a_picture_of_unequal_arrays_is_refused(tmp_path: Path) -> None:
+    arrays = {"image": np.zeros((2, 2, 2), np.uint8), "prediction": np.zeros((2, 2, 3), np.uint8), "affine": np.eye(4)}
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(InputError, match="do not fit"):
+        read_picture(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(None, "\N{EN DASH}"), (41.6, "42 s"), (250, "4 min 10 s"), (11_100, "3 h 05 min")]
+)
+def test_durations_are_said_in_two_units(seconds: float | None, said: str) -> None:
+    assert duration(seconds) == said
+
+
+def test_reports_need_neither_torch_nor_nibabel() -> None:
+    code = "import medvisionllama.reports.page, sys; print([m for m in ('torch', 'nibabel') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
