@@ -10,7 +10,7 @@ frozen layer of LLaMA behind a vision transformer). The layer is the one of `tra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from medvisionllama.errors import InputError
 from medvisionllama.language.attention import register
 from medvisionllama.language.families import Family, family_of
-from medvisionllama.language.layout import Checkpoint, check_shapes, digest, read_json, resolve_layers
+from medvisionllama.language.fetch import Located, locate
+from medvisionllama.language.layout import check_shapes, digest, resolve_layers
 from medvisionllama.language.source import Source, find_source
 
 Init = Literal["pretrained", "random", "random-matched", "shuffled"]
@@ -258,10 +259,10 @@ def load_block(config: BlockConfig, *, cache: Path | None = None, offline: bool 
         block = _skeleton(config, source.numbers, source)
         _fill(block, _draw_as_family(block, config.seed), config)
     else:
-        read = _reader(source, cache=cache, offline=offline)
-        block = _skeleton(config, read.numbers, source)
-        _fill(block, _tensors(block, read, config), config)
-        block.identity = replace(block.identity, revision=read.revision)
+        located = _located(source, config, cache=cache, offline=offline)
+        block = _skeleton(config, located.numbers, source)
+        _fill(block, _tensors(block, located, config), config)
+        block.identity = replace(block.identity, revision=located.revision)
     block.identity = replace(block.identity, sha256=block.base_sha256())
     _add_adapters(block, config)
     return block
@@ -279,7 +280,7 @@ def meta_block(config: BlockConfig) -> LanguageBlock:
     source = find_source(config.source, config.revision)
     numbers = source.numbers
     if numbers is None:
-        numbers = _reader(source, cache=None, offline=True).numbers
+        numbers = _located(source, config, cache=None, offline=True).numbers
     block = _skeleton(config, numbers, source)
     _add_adapters(block, config)
     return block
@@ -306,25 +307,13 @@ def verify(block: LanguageBlock, identity: BlockIdentity) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """A checkpoint at hand: its shape, its origin, and one layer's tensors on demand."""
+def _located(source: Source, config: BlockConfig, *, cache: Path | None, offline: bool) -> Located:
+    hub = None
+    if not offline and source.folder is None:
+        from medvisionllama.language.hub import Hub
 
-    numbers: Mapping[str, Any]
-    revision: str | None
-    read_layer: Callable[[Family, int, bool], dict[str, Tensor]]
-
-
-def _reader(source: Source, *, cache: Path | None, offline: bool) -> _Reader:
-    if source.folder is None:
-        raise InputError(f"{source.given} is not at hand", mend="Give a folder.")
-    source.verify_file()
-    checkpoint = Checkpoint.of_folder(source.folder)
-
-    def read_layer(family: Family, index: int, final_norm: bool) -> dict[str, Tensor]:
-        return checkpoint.read(checkpoint.layer_names(family, index, final_norm=final_norm))
-
-    return _Reader(read_json(source.folder / "config.json"), source.revision, read_layer)
+        hub = Hub()
+    return locate(source, config.layers, cache=cache, hub=hub)
 
 
 def _skeleton(config: BlockConfig, numbers: Mapping[str, Any], source: Source) -> LanguageBlock:
@@ -362,17 +351,25 @@ def _fill(block: LanguageBlock, tensors: Mapping[str, Tensor], config: BlockConf
     block.requires_grad_(config.trained)
 
 
-def _tensors(block: LanguageBlock, read: _Reader, config: BlockConfig) -> dict[str, Tensor]:
+def _tensors(block: LanguageBlock, located: Located, config: BlockConfig) -> dict[str, Tensor]:
     """The block's tensors from the checkpoint, or drawn after them, under the block's own names."""
     generator = torch.Generator().manual_seed(config.seed)
     tensors: dict[str, Tensor] = {}
     for position, index in enumerate(block.identity.layers):
         is_last = position == len(block.identity.layers) - 1
-        found = read.read_layer(block.family, index, is_last and block.norm is not None)
+        checkpoint = located.layers[index]
+        with_norm = is_last and block.norm is not None
+        found = checkpoint.read(checkpoint.layer_names(block.family, index, final_norm=with_norm))
         for name, value in sorted(found.items()):
             ours = name.replace("layer.", f"layers.{position}.", 1) if name.startswith("layer.") else name
             tensors[ours] = value
     check_shapes({name: tuple(value.shape) for name, value in tensors.items()}, block, source=block.identity.id)
+    if integers := [name for name, value in tensors.items() if not value.is_floating_point()]:
+        raise InputError(
+            f"{block.identity.id} stores {integers[0]} as {tensors[integers[0]].dtype}",
+            expected="floating-point weights",
+            mend="Choose a checkpoint that is not quantised.",
+        )
     if config.init == "pretrained":
         return tensors
     if config.init == "random":
@@ -398,8 +395,8 @@ def _draw_as_family(block: LanguageBlock, seed: int) -> dict[str, Tensor]:
     """Weights drawn in float32 on the CPU by the family's own initialiser, under the block's own names."""
     family, config = block.family, block.model_config
     # The initialisers draw from torch's global generator: it is put back afterwards.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
         drawn = nn.ModuleDict(
             {"layers": nn.ModuleList(family.build_layer(config, index) for index in block.identity.layers)}
         )

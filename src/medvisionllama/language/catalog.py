@@ -3,6 +3,9 @@
 The numbers are those of each model's own config.json that shape a layer, so that a block can be counted,
 or drawn at random, with no file and no network at hand. Any other model of a known family works by its hub
 id or its folder, without an entry here.
+
+Commits given as revisions are those that several public repositories name independently for these models;
+where no such mention was found, the revision is `main`, resolved and recorded when a layer is fetched.
 """
 
 from __future__ import annotations
@@ -93,6 +96,7 @@ CATALOG: dict[str, CatalogEntry] = {
         CatalogEntry(
             name="llama-3.1-8b",
             hub_id="meta-llama/Llama-3.1-8B",
+            revision="d04e592bb4f6aa9cfee91e2e20afa771667e1d4b",
             family="llama",
             numbers=_decoder_numbers("llama", 4096, 14336, 32, 32, 8, 1e-5, rope_theta=500000.0),
             layer_parameters=218_112_000,
@@ -103,6 +107,7 @@ CATALOG: dict[str, CatalogEntry] = {
         CatalogEntry(
             name="mistral-7b",
             hub_id="mistralai/Mistral-7B-v0.1",
+            revision="27d67f1b5f57dc0953326b2601d68371d40ea8da",
             family="mistral",
             numbers=_decoder_numbers("mistral", 4096, 14336, 32, 32, 8, 1e-5, sliding_window=4096),
             layer_parameters=218_112_000,
@@ -112,6 +117,7 @@ CATALOG: dict[str, CatalogEntry] = {
         CatalogEntry(
             name="qwen2-7b",
             hub_id="Qwen/Qwen2-7B",
+            revision="453ed1575b739b5b03ce3758b23befdb0967f40e",
             family="qwen2",
             numbers=_decoder_numbers("qwen2", 3584, 18944, 28, 28, 4, 1e-6, rope_theta=1000000.0),
             layer_parameters=233_057_792,
@@ -121,6 +127,7 @@ CATALOG: dict[str, CatalogEntry] = {
         CatalogEntry(
             name="gemma-2-9b",
             hub_id="google/gemma-2-9b",
+            revision="33c193028431c2fde6c6e51f29e6f17b60cbfac6",
             family="gemma2",
             numbers=_decoder_numbers(
                 "gemma2",
@@ -191,6 +198,7 @@ CATALOG: dict[str, CatalogEntry] = {
         CatalogEntry(
             name="minilm-l6",
             hub_id="sentence-transformers/all-MiniLM-L6-v2",
+            revision="c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
             family="bert",
             numbers=_bert_numbers(384, 1536, 6, 12),
             layer_parameters=1_774_464,
@@ -201,6 +209,7 @@ CATALOG: dict[str, CatalogEntry] = {
         CatalogEntry(
             name="smollm2-135m",
             hub_id="HuggingFaceTB/SmolLM2-135M",
+            revision="93efa2f097d58c2a74874c7e644dbc9b0cee75a2",
             family="llama",
             numbers=_decoder_numbers("llama", 576, 1536, 30, 9, 3, 1e-5, rope_theta=100000.0),
             layer_parameters=3_540_096,

@@ -21,6 +21,7 @@ from medvisionllama.language.families import Family
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+PICKLE_FILE = "pytorch_model.bin"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -178,9 +179,7 @@ class Checkpoint:
 
     def layer_names(self, family: Family, index: int, *, final_norm: bool) -> dict[str, str]:
         """Our name -> the checkpoint's for the tensors of one layer; see `layer_tensor_names`."""
-        return layer_tensor_names(
-            family, index, final_norm=final_norm, available=self.files, source=self.name
-        )
+        return layer_tensor_names(family, index, final_norm=final_norm, available=self.files, source=self.name)
 
     def read(self, names: Mapping[str, str]) -> dict[str, Tensor]:
         """Read tensors and nothing else.
