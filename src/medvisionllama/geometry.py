@@ -128,15 +128,17 @@ def closest_axes(affine: Affine) -> tuple[tuple[int, int, int], tuple[int, int, 
     return (int(world[0]), int(world[1]), int(world[2])), (signs[0], signs[1], signs[2])
 
 
-def to_ras(volume: Volume) -> Volume:
-    """The same voxels with axes permuted and flipped so that I, J, K run nearest to right, anterior, superior.
+def ras_grid(grid: Grid) -> Grid:
+    """The same places with axes permuted and flipped so that I, J, K run nearest to right, anterior, superior.
 
-    Nothing is interpolated; an oblique affine stays oblique. :func:`onto_axes_of` is the way back.
+    An oblique affine stays oblique.
     """
-    world, signs = closest_axes(volume.affine)
-    order = [world.index(axis) for axis in range(3)]
-    flips = [signs[axis] == 0 for axis in order]
-    return _rearrange(volume, order, flips)
+    return _rearranged(grid, *_way_to_ras(grid))
+
+
+def to_ras(volume: Volume) -> Volume:
+    """The volume on :func:`ras_grid`: nothing is interpolated. :func:`onto_axes_of` is the way back."""
+    return _rearrange(volume, *_way_to_ras(volume.grid))
 
 
 def onto_axes_of(volume: Volume, original: Grid) -> Volume:
@@ -148,18 +150,29 @@ def onto_axes_of(volume: Volume, original: Grid) -> Volume:
     return _rearrange(volume, list(world), [sign == 0 for sign in signs])
 
 
+def _way_to_ras(grid: Grid) -> tuple[list[int], list[bool]]:
+    world, signs = closest_axes(grid.affine)
+    order = [world.index(axis) for axis in range(3)]
+    return order, [signs[axis] == 0 for axis in order]
+
+
 def _rearrange(volume: Volume, order: list[int], flips: list[bool]) -> Volume:
     """Take voxel axes in ``order``, then reverse those flagged; the affine follows so that no voxel moves."""
     lead = volume.array.ndim - 3
     array = volume.array.transpose(*range(lead), *[lead + axis for axis in order])
-    affine = volume.affine.copy()
-    affine[:3, :3] = volume.affine[:3, order]
-    for axis, flip in enumerate(flips):
+    array = np.flip(array, tuple(lead + axis for axis, flip in enumerate(flips) if flip))
+    return Volume(np.ascontiguousarray(array), _rearranged(volume.grid, order, flips).affine)
+
+
+def _rearranged(grid: Grid, order: list[int], flips: list[bool]) -> Grid:
+    i, j, k = (grid.shape[axis] for axis in order)
+    affine = grid.affine.copy()
+    affine[:3, :3] = grid.affine[:3, order]
+    for axis, (size, flip) in enumerate(zip((i, j, k), flips, strict=True)):
         if flip:
-            array = np.flip(array, lead + axis)
-            affine[:3, 3] += affine[:3, axis] * (array.shape[lead + axis] - 1)
+            affine[:3, 3] += affine[:3, axis] * (size - 1)
             affine[:3, axis] *= -1
-    return Volume(np.ascontiguousarray(array), affine)
+    return Grid((i, j, k), affine)
 
 
 def resize(array: Array, shape: Shape, order: Literal[0, 1]) -> Array:

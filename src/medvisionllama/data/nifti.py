@@ -152,8 +152,9 @@ def _load(path: Path) -> Any:
         image = _image_class(path, content).from_bytes(content)
     except _READ_FAULTS as error:
         raise _unreadable(path, error) from error
-    header = _checked(path, image.header)
-    needed = header.get_data_offset() + math.prod(map(int, header.get_data_shape())) * header.get_data_dtype().itemsize
+    _checked(path, image.header)
+    stored = image.dataobj  # its offset: the header's own is reset on loading
+    needed = stored.offset + math.prod(stored.shape) * stored.dtype.itemsize
     if len(content) < needed:
         raise InputError(
             f"{path} is cut short",

@@ -21,11 +21,11 @@ from medvisionllama.errors import InputError
 from medvisionllama.reports import drawing, figures
 from medvisionllama.reports.mosaic import CONVENTION, case_mosaic
 from medvisionllama.reports.run_contents import Picture, RunContents, ScoredPart, read_picture, read_runs
-from medvisionllama.reports.score_table import ALL_CLASSES, Cell, ClassScores, overall, score_table
+from medvisionllama.reports.score_table import ALL_CLASSES, TABLE_METRICS, ClassScores, overall, score_table
+from medvisionllama.reports.statistics import Summary
 from medvisionllama.run_folder import METRICS, write_text
 
 UNKNOWN = "\N{EN DASH}"
-BOX_METRICS = ("dice", "hd95_mm", "nsd")
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _part_view(title: str, runs: Sequence[RunContents], gallery: _Gallery, image
     slug = title.replace(", ", "-").replace(" ", "-")
     scored = [(run, part) for run in runs if (part := run.part(title))]
     view = PartView(title, slug, [(run, part, score_table(part)) for run, part in scored], [], [])
-    for metric in BOX_METRICS:
+    for metric in TABLE_METRICS:
         if any(metric in part.metrics for _, part in scored):
             view.boxes.append(_boxes(runs, title, slug, metric, gallery))
     if images:
@@ -157,23 +157,11 @@ def _boxes(runs: Sequence[RunContents], title: str, slug: str, metric: str, gall
 def _chosen_cases(
     run: RunContents, part: ScoredPart, slug: str, gallery: _Gallery, notes: list[str]
 ) -> list[CasePicture]:
-    """Best, median and worst by mean Dice among the cases that have pictures."""
-    dice = part.values("dice")
-    if not part.pictures:
+    """Best, median and worst by mean Dice, or those with pictures that come nearest."""
+    dice = {case: value for case, value in part.values("dice").items() if not math.isnan(value)}
+    if not part.pictures and part.grid != "model":
         notes.append(f"{run.label}: no pictures were kept for these cases; `predict` writes them.")
-        return []
-    scored = sorted(
-        (case for case in part.pictures if not math.isnan(dice.get(case, math.nan))), key=lambda case: -dice[case]
-    )
-    if len(part.pictures) < len(part.cases):
-        notes.append(
-            f"{run.label}: {len(part.pictures)} of {len(part.cases)} cases have pictures; "
-            "best, median and worst are those among them."
-        )
-    if not scored:
-        return []
-    ranked = {"best": scored[0], "median": scored[len(scored) // 2], "worst": scored[-1]}
-    chosen = ranked if len(scored) > 2 else {"best": scored[0]} | ({"worst": scored[1]} if len(scored) == 2 else {})
+    chosen = choose_cases(dice, set(part.pictures))
     pictures = []
     for why, case in chosen.items():
         try:
@@ -181,8 +169,31 @@ def _chosen_cases(
         except InputError as error:
             notes.append(str(error))
             continue
-        pictures.append(CasePicture(why, case, dice[case], _mosaic(run, picture, dice[case], f"{slug}-{why}", gallery)))
+        pictures.append(
+            CasePicture(
+                why, case, dice[case], _mosaic(run, picture, dice[case], f"{slug}-{why}".replace(" ", "-"), gallery)
+            )
+        )
     return pictures
+
+
+def choose_cases(dice: dict[str, float], pictured: set[str]) -> dict[str, str]:
+    """Why a case is shown, and which: best, median and worst of all scored cases, each once.
+
+    Where such a case has no picture, the pictured case nearest in rank stands in, and is called so.
+
+    Args:
+        dice: Case to its mean Dice, without NaN.
+        pictured: The cases that have a picture.
+    """
+    ranked = sorted(dice, key=lambda case: -dice[case])
+    shown = [rank for rank, case in enumerate(ranked) if case in pictured]
+    chosen: dict[str, str] = {}
+    for why, wanted in (("best", 0), ("median", len(ranked) // 2), ("worst", len(ranked) - 1)):
+        nearest = min(shown, key=lambda rank: abs(rank - wanted), default=None)
+        if nearest is not None and ranked[nearest] not in chosen.values():
+            chosen[why if nearest == wanted else f"near {why}"] = ranked[nearest]
+    return chosen
 
 
 def _mosaic(run: RunContents, picture: Picture, dice: float, slug: str, gallery: _Gallery) -> Drawing:
@@ -275,8 +286,8 @@ def _number(value: float | None, metric: str = "dice") -> str:
     return f"{value:.2f}" if metric.endswith("_mm") else f"{value:.3f}"
 
 
-def _interval(cell: Cell, metric: str) -> str:
-    return "" if cell.interval is None else " to ".join(_number(edge, metric) for edge in cell.interval)
+def _interval(cell: Summary, metric: str) -> str:
+    return "" if math.isnan(cell.low) else f"{_number(cell.low, metric)} to {_number(cell.high, metric)}"
 
 
 def _count(value: int | None) -> str:

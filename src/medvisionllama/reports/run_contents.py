@@ -91,11 +91,17 @@ class ScoredPart:
         found = {summary.get("tolerance_mm") for summary in self.summaries}
         return found.pop() if len(found) == 1 else None
 
+    @property
+    def regions(self) -> list[str]:
+        """Unions of classes that are scored besides them and left out of means over classes."""
+        return [name for summary in self.summaries[:1] for name in summary.get("regions") or ()]
+
     def values(self, metric: str, class_name: str | None = None) -> dict[str, float]:
         """Case to its value; without a class, the mean over the classes that have one (NaN where none has)."""
         found: dict[str, list[float]] = defaultdict(list)
+        wanted = {class_name} if class_name is not None else set(self.classes) - set(self.regions)
         for row in self.rows:
-            if row.metric == metric and class_name in (None, row.class_name):
+            if row.metric == metric and row.class_name in wanted:
                 found[row.case].append(row.value)
         return {case: _mean(values) for case, values in found.items()}
 
@@ -104,14 +110,6 @@ class ScoredPart:
         entries = [summary.get("classes", {}).get(class_name, {}).get(kind) for summary in self.summaries]
         counts = [int(entry) for entry in entries if entry is not None]
         return sum(counts) if counts else None
-
-    def interval(self, metric: str, class_name: str) -> tuple[float, float] | None:
-        """The 95 % interval of the mean as ``evaluate`` wrote it; None where folds are pooled or it is unknown."""
-        if len(self.summaries) != 1:
-            return None
-        entry = self.summaries[0].get("classes", {}).get(class_name, {}).get(metric) or {}
-        low, high = entry.get("low"), entry.get("high")
-        return None if low is None or high is None else (float(low), float(high))
 
 
 @dataclass(frozen=True)

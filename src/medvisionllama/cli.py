@@ -1,0 +1,359 @@
+"""The command line: parses and delegates. Every command imports what it needs itself, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medvisionllama import __version__
+from medvisionllama.errors import InputError
+
+if TYPE_CHECKING:
+    from medvisionllama.console import Teller
+    from medvisionllama.run import Machine
+
+DONE, FAULTS_FOUND, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+EPILOG = """\
+Research software, not a medical device.
+Exit codes: 0 done; 1 the work found faults; 2 bad usage or input; 130 interrupted (a run can be resumed).
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    options, dotted = parser.parse_known_args(given)
+    if dotted and options.command != "train":
+        parser.error(f"unrecognized arguments: {' '.join(dotted)}")
+    options.dotted, options.typed = dotted, ["medvisionllama", *given]
+    try:
+        code: int = options.run(options)
+    except InputError as error:
+        if options.debug:
+            traceback.print_exc()
+        print(f"medvisionllama: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("medvisionllama: interrupted; a training goes on with --resume", file=sys.stderr)
+        return INTERRUPTED
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="medvisionllama",
+        description="3D medical image segmentation through a frozen block of a pre-trained language model.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"medvisionllama {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    for add in (_add_demo, _add_check, _add_plan, _add_train, _add_predict, _add_evaluate, _add_report):
+        add(commands, common)
+    return parser
+
+
+def _command(commands: Any, common: argparse.ArgumentParser, name: str, help_text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=help_text, description=help_text, parents=[common], allow_abbrev=False
+    )
+    return parser
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: %(default)s)")
+    parser.add_argument("--threads", type=_positive, help="CPU threads (default: all cores)")
+    parser.add_argument("--cache", type=Path, help="folder for prepared cases and fetched blocks")
+    parser.add_argument("--offline", action="store_true", help="never ask a hub")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def _add_demo(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = _command(commands, common, "demo", "Generate a task, train two networks, segment, score, draw the page.")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=5.0, help="time for all of it (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    _add_machine(parser)
+    parser.set_defaults(run=_demo)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from medvisionllama.demo import run_demo
+
+    page = run_demo(
+        options.out,
+        _machine(options),
+        minutes=options.minutes,
+        seed=options.seed,
+        command=options.typed,
+        listener_named=_teller,
+    )
+    print(page)
+    return DONE
+
+
+def _add_check(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = _command(commands, common, "check", "Look through a data set for everything that would go wrong.")
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=_check)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from medvisionllama.data.check import check_task
+    from medvisionllama.run_folder import to_json
+
+    report = check_task(options.dataset)
+    if options.json:
+        print(to_json(report.to_dict()))
+    else:
+        for finding in report.errors:
+            print(f"error  {finding.case}: {finding.file}: {finding.fault}. {finding.mend}")
+        for note in report.notes:
+            print(f"note   {note}")
+        print(f"{report.cases} cases, {len(report.errors)} errors, {len(report.notes)} notes")
+    return FAULTS_FOUND if report.errors else DONE
+
+
+def _add_plan(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = _command(commands, common, "plan", "Plan a task from its training part.")
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="plan.json to write")
+    parser.add_argument("--splits", type=Path, help="splits.json (default: drawn with seed 0)")
+    parser.add_argument("--fold", type=int, default=0)
+    parser.add_argument("--protocol", choices=("native", "paper"), default="native")
+    parser.add_argument("--grid", type=_positive, default=128, help="edge of the paper protocol's grid")
+    parser.set_defaults(run=_plan)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from medvisionllama.data.decathlon import read_task
+    from medvisionllama.data.plan import make_plan, write_plan
+    from medvisionllama.data.splits import make_splits, read_splits
+
+    task = read_task(options.dataset)
+    splits = read_splits(options.splits) if options.splits else make_splits([case.name for case in task.cases])
+    splits.verify([case.name for case in task.cases])
+    cases = [task.case(name) for name in splits.training(options.fold)]
+    plan = make_plan(task, cases, protocol=options.protocol, grid=options.grid)
+    write_plan(plan, options.out)
+    print(f"{plan.task}: {plan.training_cases} training cases, window {plan.window}, spacing {plan.spacing_mm} mm")
+    return DONE
+
+
+def _add_train(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = _command(commands, common, "train", "Train a network and score its validation part.")
+    parser.epilog = "Any setting: --model.depth 4, --model.middle.rank 4, --recipe.learning_rate 1e-3 ..."
+    parser.add_argument("dataset", type=Path, help="a Decathlon task's folder")
+    parser.add_argument("--run", dest="folder", type=Path, required=True, help="run folder to write")
+    parser.add_argument("--model", default="medvisionllama-u", help="see `models list` (default: %(default)s)")
+    parser.add_argument("--block", help="language block: a name of `blocks list`, a hub id, or a folder")
+    parser.add_argument("--protocol", choices=("native", "paper"), default="native")
+    parser.add_argument("--grid", type=_positive, default=128, help="edge of the paper protocol's grid")
+    parser.add_argument("--recipe", help="native, paper-v1, paper-v2, or a YAML file (default: by protocol)")
+    parser.add_argument("--splits", type=Path, help="splits.json (default: drawn with seed 0)")
+    parser.add_argument("--fold", default="0", help="which part validates: 0 to 4, or all (default: %(default)s)")
+    parser.add_argument("--fraction", type=float, default=1.0, help="share of the training patients (few-shot)")
+    parser.add_argument("--seed", type=int, default=0)
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=_positive)
+    length.add_argument("--epochs", type=_positive)
+    length.add_argument("--max-minutes", type=float)
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run, by its own settings")
+    parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
+    _add_machine(parser)
+    parser.set_defaults(run=_train)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from medvisionllama.config import make_experiment
+    from medvisionllama.data.decathlon import read_task
+    from medvisionllama.data.splits import make_splits, read_splits
+    from medvisionllama.run import train_run
+
+    machine = _machine(options)
+    names = [case.name for case in read_task(options.dataset).cases]
+    splits = read_splits(options.splits) if options.splits else make_splits(names)
+    folds = range(len(splits.folds)) if options.fold == "all" else [_whole(options.fold, "--fold")]
+    for fold in folds:
+        folder = options.folder / f"fold_{fold}" if options.fold == "all" else options.folder
+        experiment = make_experiment(
+            options.dataset,
+            model=options.model,
+            block=options.block,
+            recipe=options.recipe,
+            protocol=options.protocol,
+            grid=options.grid,
+            fold=fold,
+            fraction=options.fraction,
+            seed=options.seed,
+            steps=options.steps,
+            epochs=options.epochs,
+            overrides=options.dotted,
+        )
+        summary = train_run(
+            experiment,
+            folder,
+            machine,
+            splits=splits,
+            max_minutes=options.max_minutes,
+            resume=options.resume,
+            command=options.typed,
+            listener=_teller(folder.name if options.fold == "all" else ""),
+        )
+        _tell_scores(summary, "validation", options.json)
+    return DONE
+
+
+def _add_predict(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = _command(commands, common, "predict", "Segment files, or the validation or test part of a run's split.")
+    parser.add_argument(
+        "paths",
+        type=Path,
+        nargs="+",
+        metavar="RUN [RUN ...] [INPUT]",
+        help="run folders (several are ensembled), then a NIfTI file or a folder of them",
+    )
+    parser.add_argument("--part", choices=("validation", "test"), help="segment and score this part of the run's split")
+    parser.add_argument("--out", type=Path, help="folder for the label maps")
+    parser.add_argument("--json", action="store_true")
+    _add_machine(parser)
+    parser.set_defaults(run=_predict)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from medvisionllama.run import predict_files, predict_part
+    from medvisionllama.run_folder import RunFolder, to_json
+
+    machine = _machine(options)
+    if options.part:
+        if options.out:
+            raise InputError("--part writes into the run folder", mend="Leave out --out.")
+        for path in options.paths:
+            for run in RunFolder(path).folds():
+                _tell_scores(predict_part(run, options.part, machine, listener=_teller()), options.part, options.json)
+        return DONE
+    if len(options.paths) < 2 or options.out is None:
+        raise InputError(
+            "predict needs runs, an input and --out, or a run and --part",
+            mend="Try `medvisionllama predict RUN INPUT --out DIR`.",
+        )
+    written = predict_files(options.paths[:-1], options.paths[-1], options.out, machine, listener=_teller())
+    print(to_json([str(path) for path in written]) if options.json else "\n".join(str(path) for path in written))
+    return DONE
+
+
+def _add_evaluate(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = _command(commands, common, "evaluate", "Score a folder of label maps against a folder of references.")
+    parser.add_argument("predictions", type=Path)
+    parser.add_argument("references", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="folder for scores.csv and summary.json")
+    parser.add_argument("--dataset", type=Path, help="dataset.json or its folder (default: above REFERENCES)")
+    parser.add_argument("--tolerance-mm", type=float, help="for NSD (default: the Decathlon's for its tasks)")
+    parser.add_argument("--regions", nargs="+", default=[], metavar="NAME=LABEL,LABEL", help="unions of labels")
+    parser.add_argument("--allow-missing", action="store_true", help="score missing predictions as empty ones")
+    parser.add_argument("--resample", action="store_true", help="take predictions on other grids to the reference's")
+    parser.add_argument("--processes", type=_positive, default=1)
+    parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from medvisionllama.evaluate import evaluate_folders
+    from medvisionllama.run_folder import to_json
+
+    summary = evaluate_folders(
+        options.predictions,
+        options.references,
+        options.out,
+        regions=options.regions,
+        tolerance_mm=options.tolerance_mm,
+        dataset=options.dataset,
+        allow_missing=options.allow_missing,
+        resample=options.resample,
+        processes=options.processes,
+    )
+    if options.json:
+        print(to_json(summary))
+    else:
+        _print_classes(summary)
+    return DONE
+
+
+def _add_report(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = _command(commands, common, "report", "Draw one page of one or several runs.")
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, required=True, help="folder for index.html and figures")
+    parser.add_argument("--no-images", action="store_true", help="leave out pictures of cases")
+    parser.set_defaults(run=_report)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from medvisionllama.reports.page import write_page
+
+    print(write_page(options.runs, options.out, images=not options.no_images))
+    return DONE
+
+
+def _machine(options: argparse.Namespace) -> Machine:
+    import torch
+
+    from medvisionllama.run import Machine, choose_device, default_cache
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return Machine(choose_device(options.device), options.cache or default_cache(), options.offline)
+
+
+def _teller(title: str = "") -> Teller:
+    from medvisionllama.console import Teller
+
+    return Teller(title)
+
+
+def _whole(text: str, option: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise InputError(f"{option} {text}", expected="a whole number, or all") from error
+
+
+def _tell_scores(summary: dict[str, Any], part: str, as_json: bool) -> None:
+    from medvisionllama.run_folder import to_json
+
+    if as_json:
+        print(to_json(summary))
+        return
+    scores = summary[part]
+    by_class = ", ".join(f"{name} {value:.4f}" for name, value in scores["dice"].items() if value is not None)
+    print(f"{summary['model']}: {part} Dice {scores['dice_mean']:.4f} ({by_class}), n = {scores['cases']}")
+
+
+def _print_classes(summary: dict[str, Any]) -> None:
+    for name, scores in summary["classes"].items():
+        told = ", ".join(
+            f"{metric} {scores[metric]['mean']:.4f}"
+            for metric in ("dice", "nsd", "hd95_mm")
+            if scores[metric]["mean"] is not None
+        )
+        counts = ", ".join(f"{scores[c]} {c.replace('_', ' ')}" for c in ("missed", "false_alarms", "absent"))
+        print(f"{name}: {told} (n = {scores['dice']['n']}; {counts})")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

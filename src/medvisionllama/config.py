@@ -1,0 +1,212 @@
+"""One experiment as a value: what ``config.yaml`` holds, and the ways in and out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from medvisionllama.data.plan import Plan, Protocol
+from medvisionllama.errors import InputError
+from medvisionllama.models.medvisionllama import ModelConfig
+from medvisionllama.models.zoo import named, with_block
+from medvisionllama.run_folder import FORMAT_VERSION, write_text
+from medvisionllama.train import Recipe
+
+DEFAULT_RECIPE = {"native": "native", "paper": "paper-v2"}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that decides a run's result, machine and library versions aside.
+
+    Attributes:
+        dataset: The task's folder.
+        model_name: The name ``model`` started from.
+        recipe_name: The name or file ``recipe`` started from.
+        protocol: ``native`` or ``paper`` (SPEC 5).
+        grid: Edge of the paper protocol's grid.
+        fold: Which part validates.
+        fraction: Share of the training part's patients that train (few-shot).
+        seed: Of the network's start, the order of cases, augmentation and dropout.
+        model: The network.
+        recipe: The training.
+    """
+
+    dataset: str
+    model_name: str = "medvisionllama-u"
+    recipe_name: str = "native"
+    protocol: Protocol = "native"
+    grid: int = 128
+    fold: int = 0
+    fraction: float = 1.0
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    recipe: Recipe = field(default_factory=Recipe)
+
+    def fitted_to(self, plan: Plan) -> Experiment:
+        """The experiment with the network's ends sized by the plan."""
+        model = replace(
+            self.model, in_channels=plan.in_channels, out_channels=plan.out_channels, input_size=plan.window
+        )
+        return replace(self, model=model)
+
+    def lasting(self, training_cases: int) -> Experiment:
+        """The experiment with epochs turned into steps, once the number of training cases is known."""
+        if self.recipe.steps:
+            return self
+        steps = self.recipe.epochs * -(-training_cases // self.recipe.batch_size)
+        return replace(self, recipe=replace(self.recipe, steps=steps))
+
+
+def make_experiment(
+    dataset: Path,
+    *,
+    model: str = "medvisionllama-u",
+    block: str | None = None,
+    recipe: str | None = None,
+    protocol: Protocol = "native",
+    grid: int = 128,
+    fold: int = 0,
+    fraction: float = 1.0,
+    seed: int = 0,
+    steps: int | None = None,
+    epochs: int | None = None,
+    overrides: Sequence[str] = (),
+) -> Experiment:
+    """An experiment from names and dotted overrides such as ``--model.depth 4`` or ``--recipe.learning_rate 1e-3``.
+
+    Raises:
+        InputError: A name is unknown, an override is not understood, or values contradict one another.
+    """
+    config = named(model)
+    if block is not None:
+        if config.middle.kind == "none":
+            raise InputError(f"{model} has no language block", got=f"--block {block}", mend="Leave out --block.")
+        # A folder must still be found when the run is used from elsewhere.
+        config = with_block(config, str(Path(block).resolve()) if Path(block).is_dir() else block)
+    recipe_name = recipe or DEFAULT_RECIPE[protocol]
+    start = Experiment(
+        dataset=str(dataset.resolve()),
+        model_name=model,
+        recipe_name=recipe_name,
+        protocol=protocol,
+        grid=grid,
+        fold=fold,
+        fraction=fraction,
+        seed=seed,
+        model=config,
+        recipe=load_recipe(recipe_name),
+    )
+    if steps is not None:
+        start = replace(start, recipe=replace(start.recipe, steps=steps))
+    elif epochs is not None:
+        start = replace(start, recipe=replace(start.recipe, steps=0, epochs=epochs))
+    return _overridden(start, overrides)
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(path.name.removesuffix(".yaml") for path in files("medvisionllama.recipes").iterdir())
+
+
+def load_recipe(name: str) -> Recipe:
+    """A shipped recipe by name, or one from a YAML file.
+
+    Raises:
+        InputError: There is no such recipe, or it holds something a recipe does not.
+    """
+    shipped = files("medvisionllama.recipes") / f"{name}.yaml"
+    if shipped.is_file():
+        text = shipped.read_text(encoding="utf-8")
+    elif Path(name).is_file():
+        text = Path(name).read_text(encoding="utf-8")
+    else:
+        expected = f"one of {', '.join(recipe_names())}, or a YAML file"
+        raise InputError(f"no recipe is called {name!r}", expected=expected)
+    parser = _parser()
+    parser.add_argument("--recipe", type=Recipe)
+    recipe: Recipe = _parsed(parser, {"recipe": _yaml(text, name)}, f"the recipe {name}").recipe
+    return recipe
+
+
+def write_experiment(experiment: Experiment, path: Path) -> None:
+    """Write ``config.yaml``."""
+    content = {"format": FORMAT_VERSION} | _plain(asdict(experiment))
+    write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def read_experiment(path: Path) -> Experiment:
+    """Read ``config.yaml``; every key is known and every value of its type, or it is refused.
+
+    Raises:
+        InputError: The file is missing, of another version, or not understood.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"{path.parent} is not a run folder",
+            got=f"no readable {path.name}",
+            mend="Name a folder that `medvisionllama train --run` wrote.",
+        ) from error
+    content = _yaml(text, str(path))
+    version = content.pop("format", None)
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{path} is of another version",
+            got=f"format {version}",
+            expected=f"format {FORMAT_VERSION}",
+            mend="Train again, or use the version of medvisionllama that wrote it.",
+        )
+    parser = _parser()
+    parser.add_argument("--experiment", type=Experiment)
+    experiment: Experiment = _parsed(parser, {"experiment": content}, str(path)).experiment
+    return experiment
+
+
+def _overridden(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
+    parser = _parser()
+    parser.add_argument("--model", type=ModelConfig, default=experiment.model)
+    parser.add_argument("--recipe", type=Recipe, default=experiment.recipe)
+    changed = _parsed(parser, list(overrides), "the command line")
+    return replace(experiment, model=changed.model, recipe=changed.recipe)
+
+
+def _parser() -> ArgumentParser:
+    return ArgumentParser(exit_on_error=False, add_help=False, allow_abbrev=False)
+
+
+def _parsed(parser: ArgumentParser, given: dict[str, Any] | list[str], where: str) -> Namespace:
+    try:
+        parsed = parser.parse_args(given) if isinstance(given, list) else parser.parse_object(given)
+        values: Namespace = parser.instantiate(parsed)
+        return values
+    except InputError:
+        raise
+    except Exception as error:  # jsonargparse raises several kinds, all about what the user wrote
+        raise InputError(f"{where} is not understood", got=" ".join(str(error).split())) from error
+
+
+def _yaml(text: str, where: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where} is not YAML", got=" ".join(str(error).split())) from error
+    if not isinstance(content, dict):
+        raise InputError(f"{where} is not a table of settings", got=type(content).__name__)
+    return content
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, so that YAML holds nothing but plain data."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,122 @@
+"""From a stored volume to the model's grid, and from the model's output back to the input's own grid.
+
+Axes: ``M`` modalities, ``C`` output channels, ``I J K`` voxels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from medvisionllama.data.plan import IntensityRule, Plan
+from medvisionllama.errors import InputError
+from medvisionllama.geometry import Array, Grid, Shape, Volume, onto_axes_of, ras_grid, resize, to_ras
+
+# A constant must fill this much of an image to count as background around a body.
+BACKGROUND_SHARE = 0.1
+
+
+def to_model_grid(image: Volume, plan: Plan, name: str = "the image") -> Array:
+    """RAS order, the plan's spacing or grid, normalised intensities: ``(M,I,J,K)`` float32.
+
+    Raises:
+        InputError: The image has another number of channels than the plan, or NaN or infinite intensities.
+    """
+    channels = image.array if image.array.ndim == 4 else image.array[None]
+    if len(channels) != plan.in_channels:
+        raise InputError(
+            f"{name} has another number of channels than the data it was planned for",
+            got=str(len(channels)),
+            expected=str(plan.in_channels),
+            mend="Give all modalities of the task as one 4-D file, channels last.",
+        )
+    if not np.isfinite(channels).all():
+        raise InputError(f"{name} holds NaN or infinite intensities", mend="Replace them before segmenting.")
+    ras = to_ras(Volume(channels, image.affine))
+    normalised = np.stack([normalise(channel, rule) for channel, rule in zip(ras.array, plan.intensity, strict=True)])
+    return np.ascontiguousarray(resize(normalised, model_shape(image.grid, plan), order=1), dtype=np.float32)
+
+
+def label_to_model_grid(label: Volume, plan: Plan, name: str = "the label map") -> Array:
+    """The same way for a label map, by nearest voxel: ``(I,J,K)`` uint8 of output channels, 0 for background.
+
+    Raises:
+        InputError: It holds a value that is not among the plan's classes.
+    """
+    ras = to_ras(label)
+    values = list(plan.classes)
+    unknown = sorted(set(np.unique(ras.array).tolist()) - {0, *values})
+    if unknown:
+        raise InputError(
+            f"{name} holds label values that dataset.json does not name",
+            got=", ".join(str(value) for value in unknown[:8]),
+            expected=", ".join(str(value) for value in (0, *values)),
+            mend="Name them in dataset.json or correct the label map.",
+        )
+    channel_of = np.zeros(max(values) + 1, dtype=np.uint8)
+    channel_of[values] = 1 if plan.merged else np.arange(1, len(values) + 1)
+    return resize(channel_of[ras.array], model_shape(label.grid, plan), order=0)
+
+
+def model_shape(grid: Grid, plan: Plan) -> Shape:
+    """Size in RAS order of what the model is given of an image on ``grid``."""
+    if plan.spacing_mm is None:
+        return plan.window
+    return ras_grid(grid).with_spacing(plan.spacing_mm).shape
+
+
+def normalise(channel_IJK: Array, rule: IntensityRule) -> Array:
+    """Bring one channel's intensities to about mean 0 and SD 1, as ``rule`` says; a flat channel becomes 0."""
+    channel = channel_IJK.astype(np.float32)
+    if rule.kind == "clip-zscore":
+        clipped: Array = (np.clip(channel, rule.low, rule.high) - np.float32(rule.mean)) / np.float32(rule.sd)
+        return clipped
+    body = body_mask(channel) if rule.kind == "body-zscore" else np.ones(channel.shape, dtype=bool)
+    inside = channel[body].astype(np.float64)
+    sd = inside.std()
+    if sd == 0:
+        return np.zeros_like(channel)
+    return np.where(body, (channel - inside.mean()) / sd, 0).astype(np.float32)
+
+
+def body_mask(channel_IJK: Array) -> Array:
+    """Voxels that differ from the constant around the body; all of them where there is no such constant.
+
+    The constant need not be 0 (skull-stripped and normalised images have negative ones): it is the value most of the
+    eight corners share, if it fills at least a tenth of the image.
+    """
+    corners = channel_IJK[np.ix_(*[(0, -1)] * 3)].ravel()
+    values, counts = np.unique(corners, return_counts=True)
+    outside: Array = channel_IJK == values[counts.argmax()]
+    if outside.mean() < BACKGROUND_SHARE or outside.all():
+        return np.ones(channel_IJK.shape, dtype=bool)
+    return ~outside
+
+
+def to_input_resolution(probability_CIJK: Array, grid: Grid) -> Array:
+    """Probabilities stretched linearly from the model's grid to the input's size, still in RAS order."""
+    return resize(probability_CIJK, ras_grid(grid).shape, order=1)
+
+
+def back_to_input_grid(probability_CIJK: Array, grid: Grid, plan: Plan) -> Volume:
+    """The label map on the input's own grid: same size, same affine, the task's own label values.
+
+    It is decided on the fine grid, so that edges follow the model and not its voxels. In the paper protocol the
+    merged foreground is 1.
+
+    Args:
+        probability_CIJK: Softmax or sigmoid output at the input's resolution (:func:`to_input_resolution`).
+        grid: The input's.
+        plan: The one the input was prepared with.
+    """
+    in_ras_order = Volume(decide(probability_CIJK, plan), ras_grid(grid).affine)
+    return Volume(onto_axes_of(in_ras_order, grid).array, grid.affine)
+
+
+def decide(probability_CIJK: Array, plan: Plan) -> Array:
+    """Label values ``(I,J,K)`` from probabilities: the likeliest class, or the sigmoid target where above one half."""
+    if plan.merged:
+        foreground: Array = (probability_CIJK[0] > 0.5).astype(np.uint8)
+        return foreground
+    values = np.array([0, *plan.classes])
+    label_map: Array = values.astype(np.min_scalar_type(values.max()))[probability_CIJK.argmax(axis=0)]
+    return label_map

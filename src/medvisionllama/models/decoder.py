@@ -1,0 +1,63 @@
+"""From tokens back to voxels: logits ``(B,C,I,J,K)`` (SPEC 2.9, 2.10)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from medvisionllama.models.vit import Norm, Shape, convolution
+
+
+class LinearDecoder(nn.Module):
+    """One linear layer from a token to the logits of its patch, as the published code un-patchifies.
+
+    Args:
+        width: ``E``.
+        patch_size: Voxels of a patch along I, J, K.
+        out_channels: ``C``.
+    """
+
+    def __init__(self, width: int, patch_size: Shape, out_channels: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.out_channels = out_channels
+        p, q, r = patch_size
+        self.linear = nn.Linear(width, out_channels * p * q * r)
+
+    def forward(self, tokens_BijkE: Tensor, skips: list[Tensor]) -> Tensor:
+        """``(B,i,j,k,E)`` to ``(B,C,I,J,K)``; there are no skips to use."""
+        B, i, j, k, _ = tokens_BijkE.shape
+        p, q, r = self.patch_size
+        patches = self.linear(tokens_BijkE).view(B, i, j, k, self.out_channels, p, q, r)
+        logits: Tensor = patches.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(B, self.out_channels, i * p, j * q, k * r)
+        return logits
+
+
+class UShapeDecoder(nn.Module):
+    """Up again stage by stage, joined at each resolution by the stem's map of that resolution.
+
+    Args:
+        widths: Channels of the stem's stages, finest first; the last is ``E``.
+        strides: The stem's strides, in the same order.
+        out_channels: ``C``.
+        norm: What normalises after each convolution.
+    """
+
+    def __init__(self, widths: Sequence[int], strides: Sequence[Shape], out_channels: int, norm: Norm) -> None:
+        super().__init__()
+        self.ups = nn.ModuleList(
+            nn.ConvTranspose3d(deep, fine, stride, stride)
+            for deep, fine, stride in zip(widths[:0:-1], widths[-2::-1], strides[:0:-1], strict=True)
+        )
+        self.joins = nn.ModuleList(convolution(2 * fine, fine, norm) for fine in widths[-2::-1])
+        self.logits = nn.ConvTranspose3d(widths[0], out_channels, strides[0], strides[0])
+
+    def forward(self, tokens_BijkE: Tensor, skips: list[Tensor]) -> Tensor:
+        """``(B,i,j,k,E)`` and the skips, finest first, to ``(B,C,I,J,K)``."""
+        x = tokens_BijkE.movedim(-1, 1)
+        for up, join, skip in zip(self.ups, self.joins, reversed(skips), strict=True):
+            x = join(torch.cat([up(x), skip], dim=1))
+        logits: Tensor = self.logits(x)
+        return logits

@@ -1,0 +1,430 @@
+"""One experiment from top to bottom: data, plan, network, training, segmentation, scores, all in one run folder."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from medvisionllama.checkpoint import load_tensors, put_model_tensors
+from medvisionllama.config import Experiment, read_experiment, write_experiment
+from medvisionllama.data.dataset import BatchSource, prepare
+from medvisionllama.data.decathlon import Case, Task, read_task
+from medvisionllama.data.nifti import case_name, read_label_map, read_volume, write_label_map
+from medvisionllama.data.plan import Plan, make_plan, read_plan, write_plan
+from medvisionllama.data.preprocess import label_to_model_grid
+from medvisionllama.data.splits import Splits, make_splits, read_splits, write_splits
+from medvisionllama.errors import InputError
+from medvisionllama.evaluate import Target, score_volume, summarise, tolerance_of
+from medvisionllama.geometry import Array, Volume, ras_grid, to_ras
+from medvisionllama.language.block import BlockIdentity, verify
+from medvisionllama.models.medvisionllama import MedVisionLlama, build
+from medvisionllama.predict import Member, Segmenter, dice_on_model_grid
+from medvisionllama.provenance import environment, parameters, stages
+from medvisionllama.run_folder import FORMAT_VERSION, RunFolder, ScoreRow, read_json, write_json, write_scores
+from medvisionllama.train import Outcome, seconds_per_step, train
+
+T = TypeVar("T")
+# Of `--max-minutes`, what training itself gets; the rest is for validating, segmenting and scoring.
+TRAINING_SHARE = 0.85
+# Cases whose pictures are kept for the page, spread evenly from the best to the worst.
+PICTURED_CASES = 9
+
+
+class Listener(Protocol):
+    """Who is told how far things are: a terminal, a plain log, or nobody."""
+
+    def track(self, items: Sequence[T], what: str) -> Iterable[T]:
+        """The same items, counted as they are taken."""
+        ...
+
+    def training(self, entry: dict[str, Any], steps: int) -> None:
+        """One log entry of a training of ``steps`` steps."""
+        ...
+
+    def note(self, text: str) -> None:
+        """One line worth telling."""
+        ...
+
+
+class Silent:
+    """A listener that tells nobody."""
+
+    def track(self, items: Sequence[T], what: str) -> Iterable[T]:
+        """The same items."""
+        return items
+
+    def training(self, entry: dict[str, Any], steps: int) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how a run computes; no part of its definition.
+
+    Attributes:
+        device: What trains and segments.
+        cache: Where prepared cases and fetched blocks lie.
+        offline: Never ask a hub.
+    """
+
+    device: torch.device
+    cache: Path
+    offline: bool = False
+
+
+def default_cache() -> Path:
+    """Where prepared cases and fetched blocks lie unless said otherwise."""
+    return Path.home() / ".cache" / "medvisionllama"
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` takes a GPU where there is one.
+
+    Raises:
+        InputError: There is no such device.
+    """
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"no device {name!r} here", got=str(error).splitlines()[0], mend="Use --device cpu, or leave it out."
+        ) from error
+    return device
+
+
+def train_run(
+    experiment: Experiment,
+    folder: Path,
+    machine: Machine,
+    *,
+    splits: Splits | None = None,
+    max_minutes: float | None = None,
+    resume: bool = False,
+    command: Sequence[str] = (),
+    listener: Listener | None = None,
+) -> dict[str, Any]:
+    """Train, segment the validation part and score it; returns ``summary.json``.
+
+    Args:
+        experiment: What to do.
+        folder: The run folder; new, or with ``resume`` one that was interrupted.
+        machine: Where to compute.
+        splits: Which cases train and validate; None to draw them from the experiment's seed 0.
+        max_minutes: Turned once into a number of steps, which is stored.
+        resume: Go on where the folder's checkpoint stands. The folder's own settings count.
+        command: What the user typed, kept for the page.
+        listener: Who is told of the progress.
+
+    Raises:
+        InputError: Data, settings or folder are not as they should be; nothing already written is lost.
+    """
+    listener = listener or Silent()
+    run = RunFolder(folder)
+    if resume and run.config.exists():
+        experiment, splits, plan = read_experiment(run.config), read_splits(run.splits), read_plan(run.plan)
+        max_minutes = None
+        task = read_task(experiment.dataset)
+    else:
+        _refuse_occupied(run)
+        task = read_task(experiment.dataset)
+        splits = splits or make_splits([case.name for case in task.cases])
+        splits.verify([case.name for case in task.cases])
+        plan = make_plan(
+            task,
+            _cases(task, splits.training(experiment.fold, experiment.fraction)),
+            protocol=experiment.protocol,
+            grid=experiment.grid,
+        )
+        experiment = experiment.fitted_to(plan)
+    training = _cases(task, splits.training(experiment.fold, experiment.fraction))
+    validation = _cases(task, splits.validation(experiment.fold))
+    prepared = prepare(training, plan, machine.cache / "prepared", lambda c: listener.track(list(c), "Preparing"))
+    to_validate = prepare(validation, plan, machine.cache / "prepared")
+    recipe = experiment.recipe
+    batches = BatchSource(prepared, plan.window, recipe.batch_size, recipe.foreground_share, experiment.seed)
+
+    model = build(experiment.model, seed=experiment.seed, cache=machine.cache, offline=machine.offline)
+    identity = model.block.identity if model.block is not None else None
+    model.to(machine.device)
+    experiment = experiment.lasting(len(training))
+    if max_minutes is not None:
+        pace = seconds_per_step(model, batches, replace(recipe, steps=max(1, recipe.steps)), machine.device)
+        steps = max(1, int(max_minutes * 60 * TRAINING_SHARE / pace))
+        experiment = replace(experiment, recipe=replace(recipe, steps=steps))
+        listener.note(f"{pace:.3f} s a step: {steps} steps in {max_minutes:g} minutes")
+    if not (resume and run.config.exists()):
+        write_experiment(experiment, run.config)
+        write_plan(plan, run.plan)
+        write_splits(splits, run.splits)
+    write_json(run.environment, environment(machine.device, command))
+
+    precision = _precision(experiment)
+    outcome = train(
+        model,
+        batches,
+        experiment.recipe,
+        run,
+        device=machine.device,
+        left_out=model.left_out_of_files(),
+        notes={"format": FORMAT_VERSION, "block": identity.to_dict() if identity else None},
+        validate=lambda m: dice_on_model_grid(m, plan, to_validate, machine.device, precision),
+        report=lambda entry: listener.training(entry, experiment.recipe.steps),
+        resume=resume and run.checkpoint.exists(),
+    )
+    if model.block is not None and identity is not None and not model.block.trained:
+        verify(model.block, identity)
+    summary = _summary(experiment, plan, task, outcome, model, identity, command)
+    summary["cases"] = {"training": len(training), "validation": len(validation), "test": len(splits.test)}
+    write_json(run.summary, summary)
+    summary = predict_part(run, "validation", machine, listener=listener)
+    run.checkpoint.unlink(missing_ok=True)
+    run.checkpoint_state.unlink(missing_ok=True)
+    return summary
+
+
+def load_member(folder: Path, machine: Machine) -> Member:
+    """A trained network and its plan from a run folder; its block is found again and its hash compared.
+
+    Raises:
+        InputError: The folder holds no finished weights, is of another version, or the block is not the same.
+    """
+    run = RunFolder(folder)
+    experiment, plan = read_experiment(run.config), read_plan(run.plan)
+    if not run.model.exists():
+        raise InputError(
+            f"{folder} holds no trained weights yet",
+            mend=f"Finish it with `medvisionllama train {experiment.dataset} --run {folder} --resume`.",
+        )
+    tensors, notes = load_tensors(run.model)
+    model = build(experiment.model, seed=experiment.seed, cache=machine.cache, offline=machine.offline)
+    if model.block is not None:
+        verify(model.block, BlockIdentity.from_dict(notes["block"]))
+    put_model_tensors(model, tensors, model.left_out_of_files())
+    return Member(model.to(machine.device).eval(), plan)
+
+
+def load_segmenter(folders: Sequence[Path], machine: Machine) -> Segmenter:
+    """The ensemble of one or several run folders; a folder with folds below counts as all of them.
+
+    Raises:
+        InputError: A folder cannot be used, or classes differ.
+    """
+    runs = [fold for folder in folders for fold in RunFolder(folder).folds()]
+    members = [load_member(run.path, machine) for run in runs]
+    for run, member in zip(runs, members, strict=True):
+        first = members[0].plan
+        if (member.plan.classes, member.plan.merged) != (first.classes, first.merged):
+            raise InputError(
+                f"{run.path} and {runs[0].path} segment different classes",
+                got=f"{dict(member.plan.classes)} and {dict(first.classes)}",
+                mend="Ensemble runs of one task and protocol.",
+            )
+    return Segmenter(members, machine.device, _precision(read_experiment(runs[0].config)))
+
+
+def predict_part(run: RunFolder, part: str, machine: Machine, *, listener: Listener | None = None) -> dict[str, Any]:
+    """Segment and score ``validation`` or ``test`` of the run's own split; returns the run's summary with the part.
+
+    Raises:
+        InputError: The run is not finished, its data set is gone, or the part is empty.
+    """
+    listener = listener or Silent()
+    experiment, plan, splits = read_experiment(run.config), read_plan(run.plan), read_splits(run.splits)
+    task = read_task(experiment.dataset)
+    names = splits.test if part == "test" else splits.validation(experiment.fold)
+    if not names:
+        raise InputError(f"the run's split has no {part} part", mend="Add cases, or ask for the other part.")
+    segmenter = load_segmenter([run.path], machine)
+    grids = ("native", "model") if plan.protocol == "paper" else (None,)
+    scored: dict[str | None, list[ScoreRow]] = {grid: [] for grid in grids}
+    tolerance = tolerance_of(task)
+    for case in listener.track(_cases(task, names), f"Segmenting {part}"):
+        image, reference = read_volume(case.image), _reference(case, plan)
+        for grid in grids:
+            if grid == "model":
+                predicted, compared = _on_model_grid(segmenter, case, image, plan)
+            else:
+                predicted, compared = segmenter.segment(image, str(case.image)), reference
+            out = run.part(part, grid)
+            write_label_map(predicted, out / "predictions" / f"{case.name}.nii.gz")
+            scored[grid] += score_volume(predicted, compared, _targets(plan), tolerance, case.name)
+    summaries = {}
+    for grid, rows in scored.items():
+        out = run.part(part, grid)
+        write_scores(out / "scores.csv", rows)
+        summaries[grid] = summarise(rows, tolerance, grid or "native")
+        write_json(out / "summary.json", summaries[grid])
+        if grid != "model":
+            _keep_pictures(out, task, plan, rows)
+    summary: dict[str, Any] = read_json(run.summary) if run.summary.exists() else {}
+    summary[part] = _in_short(summaries[grids[0]], scored[grids[0]])
+    if "model" in summaries:
+        summary[part]["model_grid"] = _in_short(summaries["model"], scored["model"])
+    write_json(run.summary, summary)
+    return summary
+
+
+def predict_files(
+    folders: Sequence[Path], source: Path, out: Path, machine: Machine, *, listener: Listener | None = None
+) -> list[Path]:
+    """Segment a NIfTI file or all NIfTI files of a folder; returns what was written.
+
+    A file that cannot be segmented does not stop the others: all faults are told at the end.
+
+    Raises:
+        InputError: There is nothing to segment, or some files could not be.
+    """
+    listener = listener or Silent()
+    images = _images(source)
+    segmenter = load_segmenter(folders, machine)
+    written, faults = [], []
+    for path in listener.track(images, "Segmenting"):
+        try:
+            target = out / (path.name if path.name.endswith(".nii.gz") else f"{case_name(path)}.nii.gz")
+            write_label_map(segmenter.segment(read_volume(path), str(path)), target)
+            written.append(target)
+        except InputError as error:
+            faults.append(str(error))
+    if faults:
+        done = f" The other {len(written)} are written." if written else ""
+        raise InputError(f"{len(faults)} of {len(images)} files were not segmented: " + " ".join(faults) + done)
+    return written
+
+
+def _refuse_occupied(run: RunFolder) -> None:
+    if run.config.exists():
+        unfinished = run.checkpoint.exists()
+        raise InputError(
+            f"{run.path} already holds {'an unfinished' if unfinished else 'a'} run",
+            mend="Go on with --resume, or name another folder." if unfinished else "Name another folder.",
+        )
+
+
+def _cases(task: Task, names: Iterable[str]) -> list[Case]:
+    return [task.case(name) for name in names]
+
+
+def _precision(experiment: Experiment) -> torch.dtype:
+    return torch.bfloat16 if experiment.recipe.precision == "bfloat16" else torch.float32
+
+
+def _targets(plan: Plan) -> list[Target]:
+    if plan.merged:
+        return [Target("foreground", (1,))]
+    return [Target(name, labels) for name, labels in plan.targets.items()]
+
+
+def _reference(case: Case, plan: Plan) -> Volume:
+    """The reference as it is, or with all classes merged to 1."""
+    assert case.label is not None
+    reference = read_label_map(case.label)
+    return reference.with_array((reference.array > 0).astype(np.uint8)) if plan.merged else reference
+
+
+def _on_model_grid(segmenter: Segmenter, case: Case, image: Volume, plan: Plan) -> tuple[Volume, Volume]:
+    """Prediction and reference on the paper protocol's grid, as the papers must have scored."""
+    assert case.label is not None
+    affine = ras_grid(image.grid).with_shape(plan.window).affine
+    predicted = segmenter.label_map_on_model_grid(image, str(case.image))
+    compared = label_to_model_grid(read_label_map(case.label), plan, str(case.label))
+    return Volume(predicted, affine), Volume(compared, affine)
+
+
+def _in_short(summary: dict[str, Any], rows: Sequence[ScoreRow]) -> dict[str, Any]:
+    """What a run's own summary says of a part: means over classes of means over cases."""
+    classes = summary["classes"]
+
+    def mean(metric: str) -> float:
+        values = [content[metric]["mean"] for content in classes.values()]
+        known = [v for v in values if v is not None and np.isfinite(v)]
+        return float(np.mean(known)) if known else float("nan")
+
+    return {
+        "dice_mean": mean("dice"),
+        "hd95_mm_mean": mean("hd95_mm"),
+        "nsd_mean": mean("nsd"),
+        "dice": {name: content["dice"]["mean"] for name, content in classes.items()},
+        "cases": len({row.case for row in rows}),
+    }
+
+
+def _keep_pictures(out: Path, task: Task, plan: Plan, rows: Sequence[ScoreRow]) -> None:
+    """Keep image, reference and prediction of a few cases, best to worst, as small arrays for the page."""
+    by_case: dict[str, list[float]] = {}
+    for row in rows:
+        if row.metric == "dice" and np.isfinite(row.value):
+            by_case.setdefault(row.case, []).append(row.value)
+    ordered = sorted(by_case, key=lambda name: float(np.mean(by_case[name])))
+    if not ordered:
+        return
+    chosen = {ordered[round(i)] for i in np.linspace(0, len(ordered) - 1, min(PICTURED_CASES, len(ordered)))}
+    for name in chosen:
+        case = task.case(name)
+        image = read_volume(case.image)
+        arrays = {
+            "image": _shown(to_ras(image).array),
+            "reference": to_ras(_reference(case, plan)).array.astype(np.uint8),
+            "prediction": to_ras(read_label_map(out / "predictions" / f"{name}.nii.gz")).array.astype(np.uint8),
+            "affine": ras_grid(image.grid).affine,
+        }
+        path = out / "pictures" / f"{name}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, allow_pickle=False, **arrays)
+
+
+def _shown(array: Array) -> Array:
+    """The first channel between its 0.5 and 99.5 percentiles as grey values 0..255."""
+    channel = array[0] if array.ndim == 4 else array
+    low, high = np.percentile(channel, (0.5, 99.5))
+    scaled: Array = np.clip((channel - low) / max(high - low, 1e-6), 0, 1)
+    return (scaled * 255).astype(np.uint8)
+
+
+def _images(source: Path) -> list[Path]:
+    if source.is_dir():
+        found = sorted(p for p in source.iterdir() if p.name.endswith((".nii", ".nii.gz")) and p.name[0] != ".")
+        if not found:
+            raise InputError(f"{source} holds no NIfTI file", expected="files ending in .nii.gz or .nii")
+        return found
+    if not source.exists():
+        raise InputError(f"{source} does not exist", mend="Name a NIfTI file or a folder of them.")
+    return [source]
+
+
+def _summary(
+    experiment: Experiment,
+    plan: Plan,
+    task: Task,
+    outcome: Outcome,
+    model: MedVisionLlama,
+    identity: BlockIdentity | None,
+    command: Sequence[str],
+) -> dict[str, Any]:
+    return {
+        "format": FORMAT_VERSION,
+        "task": task.name,
+        "model": experiment.model_name,
+        "protocol": experiment.protocol,
+        "block": identity.to_dict() if identity else None,
+        "recipe": experiment.recipe_name,
+        "seed": experiment.seed,
+        "fold": experiment.fold,
+        "fraction": experiment.fraction,
+        "steps": outcome.steps,
+        "seconds": round(outcome.seconds, 1),
+        "best_step": outcome.best_step,
+        "classes": {str(value): name for value, name in plan.classes.items()},
+        "parameters": parameters(model),
+        "stages": stages(model),
+        "command": shlex.join(command),
+    }
