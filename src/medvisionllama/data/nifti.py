@@ -216,13 +216,13 @@ def _whole_numbers(path: Path, array: Array) -> Array:
     if not np.isfinite(array).all():
         raise InputError(f"{path} has NaN or infinite labels", mend="Give every voxel a class, 0 for background.")
     whole = np.rint(array)
-    broken = np.abs(array - whole) > WHOLE_NUMBER_TOLERANCE
+    broken = (np.abs(array - whole) > WHOLE_NUMBER_TOLERANCE) | (np.abs(whole) > np.iinfo(np.int32).max)
     if broken.any():
         examples = ", ".join(f"{value:g}" for value in np.unique(array[broken])[:5])
         raise InputError(
-            f"{path} has labels that are not whole numbers",
+            f"{path} has labels that are no class numbers",
             got=examples,
-            expected="one class number per voxel",
+            expected="one whole number per voxel",
             mend="Resample label maps by nearest neighbour, or threshold the probabilities.",
         )
     return whole.astype(np.int64)
