@@ -17,12 +17,12 @@ TINY = PhantomSettings(spacing_mm=(2.6, 3.4))
 
 @pytest.fixture(scope="module")
 def cases() -> list[tuple[Volume, Volume]]:
-    return [phantom_case(index) for index in range(8)]
+    return [phantom_case(index) for index in range(5)]
 
 
 @pytest.fixture(scope="module")
 def tiny_cases() -> list[tuple[Volume, Volume]]:
-    return [phantom_case(index, settings=TINY) for index in range(60)]
+    return [phantom_case(index, settings=TINY) for index in range(36)]
 
 
 def world_centre(label: Volume, value: int) -> np.ndarray:
@@ -124,9 +124,9 @@ def lateral_over_medial(image: np.ndarray, label: np.ndarray) -> float:
 
 def test_scale_spacing_orientation_and_obliquity_vary(tiny_cases: list[tuple[Volume, Volume]]) -> None:
     grids = [image.grid for image, _ in tiny_cases]
-    assert len({grid.orientation for grid in grids}) > 30
+    assert len({grid.orientation for grid in grids}) > 18
     oblique = [np.count_nonzero(np.abs(grid.affine[:3, :3]) > 1e-6) > 3 for grid in grids]
-    assert 5 < sum(oblique) < 40
+    assert 3 < sum(oblique) < 24
     highs = [float(image.array.max()) for image, _ in tiny_cases]
     assert max(highs) > 1000 * min(highs)
     spacings = np.array([grid.spacing_mm for grid in grids])

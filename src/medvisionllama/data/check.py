@@ -77,8 +77,9 @@ def check_task(folder: Path | str, *, progress: Progress | None = None) -> Repor
         check.look_at(case, labelled=done <= len(task.cases))
         if progress:
             progress(done, len(everything))
-    errors = [*_repeated_names(task), *check.errors, *_repeated_images(check.images)]
-    notes = [*_listing(task), *oddities(task, check.images, check.labels)]
+    images = list({image.path: image for image in check.images}.values())  # one listed twice is told by its name
+    errors = [*_repeated_names(task), *check.errors, *_repeated_images(images)]
+    notes = [*_listing(task), *oddities(task, images, check.labels)]
     return Report(len(everything), errors, notes)
 
 
