@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from run_maker import make_run
 
-from medvisionllama.reports.figures import MOST_POINTS, dice_curves, loss_curves, score_boxes
+from medvisionllama.reports.figures import MOST_POINTS, bland_altman, dice_curves, loss_curves, score_boxes
 from medvisionllama.reports.mosaic import PLANES, case_mosaic, field_of_view, fullest_slice
 from medvisionllama.reports.run_contents import Picture, RunContents, read_run, read_runs
+from medvisionllama.reports.volumes import StructureVolume, limits_of_agreement, structure_volumes
 
 
 def picture(reference: bool = True, spacing_mm: tuple[float, float, float] = (1.0, 1.0, 3.0)) -> Picture:
@@ -112,3 +114,34 @@ def test_entries_without_a_number_are_skipped(run: Path) -> None:
     entries = [{"step": 1, "validation_dice": 0.5}, {"step": 2}, {"step": 3, "validation_dice": None}]
     line = dice_curves([with_log(read_run(run), entries)]).axes[0].lines[0]
     assert list(line.get_ydata()) == [0.5]
+
+
+def test_limits_of_agreement_are_bias_and_196_sd() -> None:
+    volumes = [StructureVolume("a", "x", 10, 11), StructureVolume("b", "x", 20, 23), StructureVolume("c", "x", 30, 32)]
+    assert limits_of_agreement(volumes) == pytest.approx((2.0, 2.0 - 1.96, 2.0 + 1.96))
+    assert np.isnan(limits_of_agreement([])).all()
+
+
+def test_volumes_are_counted_in_millilitres(run: Path) -> None:
+    contents = read_run(run)
+    volumes = structure_volumes(contents, contents.parts[0])
+    with np.load(run / "validation" / "pictures" / "case_003.npz") as arrays:
+        expected = (arrays["reference"] == 2).sum() * 2.0 / 1000
+    found = {(v.case, v.class_name): v.reference_ml for v in volumes}
+    assert len(found) == 24
+    assert found["case_003", "Posterior"] == pytest.approx(expected)
+
+
+def test_a_table_of_volumes_is_preferred_to_pictures(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", cases=3)
+    table = "case,class,reference_ml,prediction_ml\ncase_000,Anterior,1.5,1.25\n"
+    (run / "validation" / "volumes.csv").write_text(table)
+    contents = read_run(run)
+    assert structure_volumes(contents, contents.parts[0]) == [StructureVolume("case_000", "Anterior", 1.5, 1.25)]
+
+
+def test_bland_altman_draws_difference_over_mean() -> None:
+    volumes = [StructureVolume("a", "x", 10, 12), StructureVolume("b", "x", 20, 23)]
+    axes = bland_altman([("one", volumes)], "x").axes[0]
+    assert list(axes.lines[0].get_xdata()) == [11, 21.5]
+    assert list(axes.lines[0].get_ydata()) == [2, 3]

@@ -12,7 +12,7 @@ from page_reader import Page
 from run_maker import CLASSES, evaluated, make_run, score_part
 
 from medvisionllama.errors import InputError
-from medvisionllama.reports.page import duration, write_page
+from medvisionllama.reports.page import choose_cases, duration, write_page
 from medvisionllama.reports.run_contents import distinct_labels, read_picture, read_run, read_runs
 from medvisionllama.run_folder import ScoreRow, read_scores, write_json, write_scores
 
@@ -225,6 +225,15 @@ def test_a_picture_of_unequal_arrays_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(InputError, match="do not fit"):
         read_picture(tmp_path / "a.npz")
+
+
+def test_a_case_without_picture_is_stood_in_for_by_the_nearest_in_rank() -> None:
+    dice = {f"c{rank}": 1 - rank / 10 for rank in range(7)}
+    assert choose_cases(dice, set(dice)) == {"best": "c0", "median": "c3", "worst": "c6"}
+    assert choose_cases(dice, {"c0", "c2", "c6"}) == {"best": "c0", "near median": "c2", "worst": "c6"}
+    assert choose_cases(dice, {"c5"}) == {"near best": "c5"}
+    assert choose_cases(dice, set()) == {}
+    assert choose_cases({"a": 0.5}, {"a"}) == {"best": "a"}
 
 
 @pytest.mark.parametrize(

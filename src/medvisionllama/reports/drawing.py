@@ -86,9 +86,9 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     return drawn
 
 
-def chart(title: str, x_label: str, y_label: str, height: float = 3.1) -> tuple[Figure, Axes]:
+def chart(title: str, x_label: str, y_label: str, height: float = 3.1, width: float = 4.6) -> tuple[Figure, Axes]:
     """One chart, 4.6 inches wide: legible on a phone without shrinking, two beside each other on a desk."""
-    figure = Figure(figsize=(4.6, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.set(title=title, xlabel=x_label, ylabel=y_label)
     return figure, axes

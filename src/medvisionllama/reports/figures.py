@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from medvisionllama.reports.drawing import INK, MARKERS, chart, run_colour, run_dashes, styled
 from medvisionllama.reports.run_contents import RunContents
+from medvisionllama.reports.volumes import StructureVolume, limits_of_agreement
 
 METRIC_TITLES = {
     "dice": "Dice",
@@ -31,7 +32,7 @@ MOST_POINTS = 300
 def loss_curves(runs: Sequence[RunContents]) -> Figure:
     """Training loss over steps, one line a run (thin lines: folds); each point is the mean of the steps it covers."""
     figure, axes = chart("Training loss", "step", "loss on patches")
-    _curves(axes, runs, "loss")
+    draw_curves(axes, runs, "loss")
     return figure
 
 
@@ -39,13 +40,13 @@ def loss_curves(runs: Sequence[RunContents]) -> Figure:
 def dice_curves(runs: Sequence[RunContents]) -> Figure:
     """Validation Dice of whole volumes over steps, one line a run, as far as it was measured while training."""
     figure, axes = chart("Validation while training", "step", "mean Dice of whole volumes")
-    _curves(axes, runs, "validation_dice", marker=True)
+    draw_curves(axes, runs, "validation_dice", marker=True)
     return figure
 
 
 def has_curve(runs: Sequence[RunContents], key: str) -> bool:
     """Whether any run has logged numbers of that name."""
-    return any(len(_series(entries, key)) for run in runs for entries in run.logs.values())
+    return any(len(logged(entries, key)) for run in runs for entries in run.logs.values())
 
 
 @styled
@@ -60,7 +61,9 @@ def score_boxes(runs: Sequence[RunContents], part: str, metric: str) -> Figure:
     parts = [(index, run.label, run.part(part)) for index, run in enumerate(runs)]
     classes = list(dict.fromkeys(name for _, _, scored in parts if scored for name in scored.classes))
     rows = len(classes) * len(runs)
-    figure, axes = chart("", METRIC_TITLES.get(metric, metric), "", height=0.95 + 0.34 * rows + 0.16 * len(classes))
+    figure, axes = chart(
+        "", METRIC_TITLES.get(metric, metric), "", height=0.95 + 0.34 * rows + 0.16 * len(classes), width=3.7
+    )
     for index, label, scored in parts:
         for place, name in enumerate(classes):
             values = [v for v in (scored.values(metric, name) if scored else {}).values() if not math.isnan(v)]
@@ -75,10 +78,39 @@ def score_boxes(runs: Sequence[RunContents], part: str, metric: str) -> Figure:
     return figure
 
 
-def _curves(axes: Axes, runs: Sequence[RunContents], key: str, marker: bool = False) -> None:
+@styled
+def bland_altman(volumes: Sequence[tuple[str, Sequence[StructureVolume]]], class_name: str) -> Figure:
+    """Difference of the two volumes over their mean, with bias and limits of agreement (Bland and Altman 1986).
+
+    Args:
+        volumes: Per run its label and the volumes of one class.
+        class_name: The class, for the title.
+    """
+    figure, axes = chart(class_name, "mean of reference and prediction in ml", "prediction less reference in ml")
+    for index, (label, measured) in enumerate(volumes):
+        if not measured:
+            continue
+        colour, marker = run_colour(index), MARKERS[index % len(MARKERS)]
+        pairs = np.array([(volume.reference_ml, volume.prediction_ml) for volume in measured])
+        axes.plot(
+            pairs.mean(axis=1), pairs[:, 1] - pairs[:, 0], marker, color=colour, markersize=4, alpha=0.8, label=label
+        )
+        bias, low, high = limits_of_agreement(list(measured))
+        axes.axhline(bias, color=colour, linewidth=1.4)
+        for limit in (low, high):
+            if not math.isnan(limit):
+                axes.axhline(limit, color=colour, linewidth=1, linestyle=run_dashes(1))
+    axes.axhline(0, color=INK, linewidth=0.6)
+    if len(volumes) > 1:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=2)
+    return figure
+
+
+def draw_curves(axes: Axes, runs: Sequence[RunContents], key: str, marker: bool = False) -> None:
+    """Draw what the runs logged under ``key`` over steps, one line a run and fold."""
     drawn = 0
     for index, run in enumerate(runs):
-        folds = [series for entries in run.logs.values() if len(series := _series(entries, key))]
+        folds = [series for entries in run.logs.values() if len(series := logged(entries, key))]
         for fold, series in enumerate(folds):
             points = _thinned(series)
             axes.plot(
@@ -97,8 +129,8 @@ def _curves(axes: Axes, runs: Sequence[RunContents], key: str, marker: bool = Fa
         axes.legend()
 
 
-def _series(entries: Sequence[dict[str, Any]], key: str) -> Any:
-    """``(n,2)`` of step and value, where both are finite numbers."""
+def logged(entries: Sequence[dict[str, Any]], key: str) -> Any:
+    """``(n,2)`` of step and value of the entries in which both are finite numbers."""
     pairs = [(entry.get("step"), entry.get(key)) for entry in entries]
     known = [(float(step), float(value)) for step, value in pairs if _is_number(step) and _is_number(value)]
     return np.array(known, dtype=np.float64).reshape(-1, 2)

@@ -96,15 +96,15 @@ def case_mosaic(picture: Picture, class_names: Mapping[int, str], dice: float = 
         index = fullest_slice(picture, plane)
         for column, (title, labels) in enumerate(columns):
             axes = figure.add_subplot(grid[row, column])
-            _panel(axes, picture, plane, index, labels, box)
+            draw_slice(axes, picture, plane, index, labels, box)
             if title == "prediction" and picture.reference is not None:
                 _outlines(axes, *_shown(picture, plane, index, picture.reference, box), dotted=True)
             if row == 0:
                 axes.set_title(title, fontsize=9, loc="center", pad=3, color=PLATE_INK)
             if title == "prediction" and row == 0 and not math.isnan(dice):
-                _note(axes, 0.97, 0.03, f"Dice {dice:.3f}", "right", "bottom", size=8.5)
+                draw_note(axes, 0.97, 0.03, f"Dice {dice:.3f}", "right", "bottom", size=8.5)
             if column == 0:
-                _note(axes, 0.03, 0.97, plane.name, "left", "top", size=7.5)
+                draw_note(axes, 0.03, 0.03, plane.name, "left", "bottom", size=7.5)
     _legend(figure, picture, class_names)
     return figure
 
@@ -145,7 +145,7 @@ def _extent_mm(picture: Picture, axis: int, box: Sequence[tuple[int, int]]) -> f
     return (box[axis][1] - box[axis][0]) * picture.spacing_mm[axis]
 
 
-def _panel(
+def draw_slice(
     axes: Axes,
     picture: Picture,
     plane: Plane,
@@ -163,9 +163,9 @@ def _panel(
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
     left, right, top, _ = plane.sides
-    _note(axes, 0.025, 0.5, left, "left", "center")
-    _note(axes, 0.975, 0.5, right, "right", "center")
-    _note(axes, 0.5, 0.975, top, "center", "top")
+    draw_note(axes, 0.025, 0.5, left, "left", "center")
+    draw_note(axes, 0.975, 0.5, right, "right", "center")
+    draw_note(axes, 0.5, 0.975, top, "center", "top")
 
 
 def _shown(
@@ -194,7 +194,8 @@ def _outlines(axes: Axes, labels: NDArray[np.uint8], width: float, height: float
         outline.set_path_effects([withStroke(linewidth=2.9, foreground="black", alpha=0.55)])
 
 
-def _note(axes: Axes, x: float, y: float, text: str, across: str, up: str, size: float = 7.0) -> None:
+def draw_note(axes: Axes, x: float, y: float, text: str, across: str, up: str, size: float = 7.0) -> None:
+    """White words with a black rim, legible on any picture; ``x`` and ``y`` are shares of the panel."""
     axes.text(
         x,
         y,

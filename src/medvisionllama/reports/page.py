@@ -23,8 +23,10 @@ from medvisionllama.reports.mosaic import CONVENTION, case_mosaic
 from medvisionllama.reports.run_contents import Picture, RunContents, ScoredPart, read_picture, read_runs
 from medvisionllama.reports.score_table import ALL_CLASSES, TABLE_METRICS, ClassScores, overall, score_table
 from medvisionllama.reports.statistics import Summary
+from medvisionllama.reports.volumes import limits_of_agreement, structure_volumes
 from medvisionllama.run_folder import METRICS, write_text
 
+MOST_AGREEMENT_PLOTS = 6
 UNKNOWN = "\N{EN DASH}"
 
 
@@ -63,6 +65,7 @@ class PartView:
     slug: str
     tables: list[tuple[RunContents, ScoredPart, list[ClassScores]]]
     boxes: list[Drawing]
+    agreement: list[Drawing]
     pictures: list[tuple[RunContents, list[CasePicture]]]
     notes: list[str] = field(default_factory=list)
 
@@ -131,10 +134,11 @@ def _part_titles(runs: Sequence[RunContents]) -> list[str]:
 def _part_view(title: str, runs: Sequence[RunContents], gallery: _Gallery, images: bool) -> PartView:
     slug = title.replace(", ", "-").replace(" ", "-")
     scored = [(run, part) for run in runs if (part := run.part(title))]
-    view = PartView(title, slug, [(run, part, score_table(part)) for run, part in scored], [], [])
+    view = PartView(title, slug, [(run, part, score_table(part)) for run, part in scored], [], [], [])
     for metric in TABLE_METRICS:
         if any(metric in part.metrics for _, part in scored):
             view.boxes.append(_boxes(runs, title, slug, metric, gallery))
+    view.agreement.extend(_agreement(scored, slug, gallery, view.notes))
     if images:
         for place, (run, part) in enumerate(scored):
             view.pictures.append((run, _chosen_cases(run, part, f"{slug}-{place + 1}", gallery, view.notes)))
@@ -152,6 +156,34 @@ def _boxes(runs: Sequence[RunContents], title: str, slug: str, metric: str, gall
     ]
     description = f"Box plot of {name} per class over the cases of the {title} part. {'; '.join(lines)}."
     return gallery.chart(figures.score_boxes(runs, title, metric), f"boxes-{slug}-{metric}", name, description)
+
+
+def _agreement(
+    scored: Sequence[tuple[RunContents, ScoredPart]], slug: str, gallery: _Gallery, notes: list[str]
+) -> list[Drawing]:
+    """Bland-Altman plots of volumes, one a class, as far as anything tells the volumes."""
+    by_run = []
+    for run, part in scored:
+        try:
+            by_run.append((run.label, structure_volumes(run, part)))
+        except InputError as error:
+            notes.append(str(error))
+    classes = list(dict.fromkeys(volume.class_name for _, volumes in by_run for volume in volumes))
+    drawings = []
+    for place, name in enumerate(classes[:MOST_AGREEMENT_PLOTS]):
+        of_class = [(label, [v for v in volumes if v.class_name == name]) for label, volumes in by_run]
+        said = [
+            f"{label}: bias {bias:+.3f} ml, limits of agreement {low:+.3f} to {high:+.3f} ml, n = {len(volumes)}"
+            for label, volumes in of_class
+            if volumes
+            for bias, low, high in [limits_of_agreement(volumes)]
+        ]
+        description = f"Bland-Altman plot of the volume of {name}. {'; '.join(said)}."
+        figure = figures.bland_altman(of_class, name)
+        drawings.append(gallery.chart(figure, f"volumes-{slug}-{place + 1}", "; ".join(said), description))
+    if len(classes) > MOST_AGREEMENT_PLOTS:
+        notes.append(f"Volumes are drawn for the first {MOST_AGREEMENT_PLOTS} of {len(classes)} classes.")
+    return drawings
 
 
 def _chosen_cases(

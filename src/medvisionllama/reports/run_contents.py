@@ -48,6 +48,20 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Maps:
+    """What the stages of one model made of one case.
+
+    Attributes:
+        picture: The case, its axes as in :class:`Picture`.
+        stages: Stage name to its map ``(I,J,K)`` on the picture's grid, in the order of the model; an attention map,
+            where there is one, is a stage like the others.
+    """
+
+    picture: Picture
+    stages: dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
 class ScoredPart:
     """The scores of one part of the split on one grid; the folds of a run are taken together.
 
@@ -57,6 +71,7 @@ class ScoredPart:
         rows: One row per case, class and metric, of all folds.
         summaries: ``summary.json`` of ``evaluate``: one per fold, or one.
         pictures: Case name to the file that holds its arrays.
+        folders: Where the scores were found: one per fold, or one.
     """
 
     part: str
@@ -64,6 +79,7 @@ class ScoredPart:
     rows: tuple[ScoreRow, ...]
     summaries: tuple[dict[str, Any], ...] = ()
     pictures: dict[str, Path] = field(default_factory=dict)
+    folders: tuple[Path, ...] = ()
 
     @property
     def title(self) -> str:
@@ -216,6 +232,23 @@ def read_picture(path: Path) -> Picture:
     return Picture(path.stem, image, prediction, reference, affine)
 
 
+def read_maps(path: Path) -> Maps:
+    """Read ``maps/CASE.npz``: the arrays of a picture, ``stages`` (names) and ``maps`` ``(stages,I,J,K)``.
+
+    Raises:
+        InputError: The file is missing, broken, or holds arrays of different shapes.
+    """
+    picture = read_picture(path)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            names, maps = [str(name) for name in arrays["stages"]], arrays["maps"]
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise InputError(f"cannot read the maps {path}", got=str(error), mend="Run `explain` again.") from error
+    if maps.shape != (len(names), *picture.image.shape):
+        raise InputError(f"the maps of {path} do not fit its image", mend="Run `explain` again.")
+    return Maps(picture, dict(zip(names, maps.astype(np.float32), strict=True)))
+
+
 def _block_name(run: RunContents) -> str:
     block = run.summary.get("block")
     return f"{block.get('id')} {block.get('init', '')}".strip() if block else "no block"
@@ -283,4 +316,4 @@ def _read_part(part: str, grid: str, places: Sequence[Path], missing: list[str])
         except (InputError, ValueError) as error:
             missing.append(str(error))
         pictures |= {path.stem: path for path in sorted((place / "pictures").glob("*.npz"))}
-    return ScoredPart(part, grid, tuple(rows), tuple(summaries), pictures) if rows else None
+    return ScoredPart(part, grid, tuple(rows), tuple(summaries), pictures, tuple(places)) if rows else None
