@@ -11,6 +11,7 @@ frozen layer of LLaMA behind a vision transformer). The layer is the one of `tra
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from medvisionllama.errors import InputError
 from medvisionllama.language.attention import register
 from medvisionllama.language.families import Family, family_of
-from medvisionllama.language.fetch import Located, locate
+from medvisionllama.language.fetch import Located, locate, model_numbers
 from medvisionllama.language.layout import check_shapes, digest, resolve_layers
 from medvisionllama.language.source import Source, find_source
 
@@ -150,6 +151,8 @@ class LanguageBlock(nn.Module):
         self.model_config = model_config
         self.identity = identity
         self.trained = trained
+        self.lora: Any = None
+        """peft's configuration of the adapters, where there are any."""
         self.width = int(model_config.hidden_size)
         self.requires_grad_(trained)
         self.train(self.training)
@@ -231,6 +234,51 @@ class LanguageBlock(nn.Module):
         """SHA-256 over the base tensors in the order of their names: name, dtype, shape and bytes of each."""
         return digest(self.base_tensors())
 
+    def merge_adapters(self) -> None:
+        """Add the adapters into the base weights and keep only those.
+
+        Over a float32 base the block computes the same to rounding; over a bfloat16 base the sum is rounded
+        to bfloat16. The base is then no longer the recorded one: `base_sha256` differs.
+        """
+        from peft.tuners.lora import LoraLayer
+
+        for parent in list(self.layers.modules()):
+            for name, part in list(parent.named_children()):
+                if isinstance(part, LoraLayer):
+                    part.merge(safe_merge=True)
+                    setattr(parent, name, part.get_base_layer())
+
+    def save_adapters(self, folder: Path) -> None:
+        """Write the adapters as plain peft reads them, for the full language model.
+
+        `peft.PeftModel.from_pretrained(full_model, folder)` then adapts the same layers there.
+
+        Args:
+            folder: Where adapter_config.json and adapter_model.safetensors go; made if need be.
+
+        Raises:
+            InputError: There are no adapters, or one layer is used twice with adapters of its own.
+        """
+        from safetensors.torch import save_file
+
+        if self.lora is None:
+            raise InputError("the block has no adapters to save", mend="Set lora_rank.")
+        if len(set(self.identity.layers)) != len(self.identity.layers):
+            raise InputError("a layer that is used twice has two adapters", got=str(self.identity.layers))
+        tensors = {}
+        for position, index in enumerate(self.identity.layers):
+            prefix = "base_model.model." + self.family.layer_prefixes[0].format(i=index)
+            for name, value in self.layers[position].state_dict().items():
+                if _is_adapter(name):
+                    tensors[prefix + name.replace(".default.", ".")] = value.detach().cpu().contiguous()
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+        lora = copy(self.lora)
+        lora.layers_to_transform = list(self.identity.layers)
+        lora.base_model_name_or_path = self.identity.id
+        lora.inference_mode = True
+        lora.save_pretrained(str(folder))
+
     def extra_repr(self) -> str:
         """What `print` shows of the block besides its parts."""
         which = self.identity
@@ -255,8 +303,9 @@ def load_block(config: BlockConfig, *, cache: Path | None = None, offline: bool 
         InputError: No such model, layer or LoRA target, or a checkpoint that is damaged or does not fit.
     """
     source = find_source(config.source, config.revision)
-    if config.init == "random" and source.numbers is not None:
-        block = _skeleton(config, source.numbers, source)
+    numbers = model_numbers(source, cache=cache) if config.init == "random" else None
+    if numbers is not None:
+        block = _skeleton(config, numbers, source)
         _fill(block, _draw_as_family(block, config.seed), config)
     else:
         located = _located(source, config, cache=cache, offline=offline)
@@ -268,19 +317,22 @@ def load_block(config: BlockConfig, *, cache: Path | None = None, offline: bool 
     return block
 
 
-def meta_block(config: BlockConfig) -> LanguageBlock:
+def meta_block(config: BlockConfig, *, cache: Path | None = None) -> LanguageBlock:
     """The block without weights, on torch's meta device: for counting parameters and operations.
 
-    Needs no file for a model of the catalog, and config.json alone for a folder. For a hub id outside the
-    catalog the layer must have been fetched.
+    Needs no file for a model of the catalog, and config.json alone for a folder. Of a hub id outside the
+    catalog some layer must have been fetched.
 
     Raises:
         InputError: No such model or layer, or a hub id whose shape is not known here.
     """
     source = find_source(config.source, config.revision)
-    numbers = source.numbers
+    numbers = model_numbers(source, cache=cache)
     if numbers is None:
-        numbers = _located(source, config, cache=None, offline=True).numbers
+        raise InputError(
+            f"the shape of {config.source} is not known on this machine",
+            mend=f"Run `medvisionllama blocks fetch {config.source}` once.",
+        )
     block = _skeleton(config, numbers, source)
     _add_adapters(block, config)
     return block
@@ -308,6 +360,7 @@ def verify(block: LanguageBlock, identity: BlockIdentity) -> None:
 
 
 def _located(source: Source, config: BlockConfig, *, cache: Path | None, offline: bool) -> Located:
+    """The checkpoints of the wanted layers, fetched unless they are at hand."""
     hub = None
     if not offline and source.folder is None:
         from medvisionllama.language.hub import Hub
@@ -429,6 +482,7 @@ def _add_adapters(block: LanguageBlock, config: BlockConfig) -> None:
         bias="none",
     )
     inject_adapter_in_model(lora, block.layers)
+    block.lora = lora
     for name, parameter in block.named_parameters():
         parameter.requires_grad = _is_adapter(name)
         if _is_adapter(name):

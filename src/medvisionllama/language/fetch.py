@@ -163,6 +163,20 @@ def locate(
     )
 
 
+def model_numbers(source: Source, *, cache: Path | None = None) -> Mapping[str, Any] | None:
+    """A model's config.json as far as it is known without the network, or None."""
+    if source.numbers is not None:
+        return source.numbers
+    assert source.hub_id is not None, "a source without numbers is on the hub"
+    store = ModelStore(default_store() if cache is None else cache, source.hub_id)
+    if (commit := store.commit_of(source.revision or "main")) and (numbers := store.numbers(commit)):
+        return numbers
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(source.hub_id, "config.json", revision=source.revision)
+    return read_json(Path(path)) if isinstance(path, str) else None
+
+
 def _silent(what: str, done: int, total: int) -> None:
     """Progress that nobody watches."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -23,7 +24,6 @@ from medvisionllama.errors import InputError
 
 _T = TypeVar("_T")
 _PATIENCE = 4  # attempts without a single new byte before giving up
-_CHUNK_BYTES = 1 << 20
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
@@ -116,7 +116,11 @@ class Hub:
                 etag = _first_header(response, constants.HUGGINGFACE_HEADER_X_LINKED_ETAG) or ""
                 published = re.fullmatch(r'"?([0-9a-f]{64})"?', etag)
                 length = response.headers.get("content-length", "")
-                size = _range_of(file, response)[1] if response.status_code == 206 else int(length or -1)
+                if response.status_code == 206:
+                    size = _range_of(file, response)[1]
+                    deque(self._body(response), maxlen=0)  # read to its end, a connection can be used again
+                else:
+                    size = int(length or -1)
                 return FileFacts(size, published.group(1) if published else None)
 
         return self._patiently(file, attempt)
@@ -192,7 +196,7 @@ class Hub:
         return get_session().stream("GET", url, headers=self._headers | headers, timeout=timeout)
 
     def _body(self, response: httpx2.Response) -> Iterator[bytes]:
-        for piece in response.iter_raw(_CHUNK_BYTES):
+        for piece in response.iter_raw():
             self.bytes_received += len(piece)
             yield piece
 

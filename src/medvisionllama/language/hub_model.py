@@ -242,7 +242,6 @@ class _Download:
                 mend="Free some space, or choose another cache folder.",
             )
         with self.part.open("r+b" if done else "wb") as out:
-            out.truncate(done)
             out.seek(done)
             if done == 0:
                 out.write(beginning)

