@@ -119,7 +119,7 @@ def test_a_description_in_no_encoding(tmp_path: Path) -> None:
         ({"labels": {"0": "background", "1": "liver", "2": "liver"}}, "of its own"),
         ({"labels": {"1": "liver", "2": "liver"}}, "of its own"),
         ({"labels": {"background": 0, "liver": 1, "tumour": 1}}, "of its own"),
-        ({"labels": {"background": 0, "ignore": -1}}, "positive"),
+        ({"labels": {"background": 0, "void": -1}}, "positive"),
         ({"labels": {"0": "background", "1.5": "liver"}}, "whole numbers"),
         ({"training": {"image": "x"}}, "list"),
         ({"training": [{"label": "x.nii.gz"}]}, "imagesTr"),

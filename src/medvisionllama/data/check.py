@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from medvisionllama.data.decathlon import DESCRIPTION, Case, Task, parse_task, read_description
-from medvisionllama.data.nifti import ENDINGS, case_name, read_label_map, read_volume, stored_type
+from medvisionllama.data.decathlon import parse_task, read_description
+from medvisionllama.data.nifti import ENDINGS, case_name, read_label_map, stored_type
 from medvisionllama.data.oddities import ImageFacts, LabelFacts, equal_images, faces_value, oddities, some
+from medvisionllama.data.task import DESCRIPTION, Case, Task
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import AFFINE_TOLERANCE_MM, Grid, Volume
 
@@ -104,7 +105,7 @@ class _Check:
 
     def _look_at_image(self, case: Case) -> Grid | None:
         try:
-            volume = read_volume(case.image)
+            volume = case.read_image()
         except InputError as error:
             self.errors.append(_finding(case.name, case.image, error))
             return None
@@ -203,9 +204,12 @@ def _repeated_images(images: Sequence[ImageFacts]) -> Iterator[Finding]:
 
 def _listing(task: Task) -> Iterator[str]:
     """What dataset.json says against what lies in the folders."""
-    promised = read_description(task.folder).get("numTraining")
+    described = (task.folder / DESCRIPTION).exists()
+    promised = read_description(task.folder).get("numTraining") if described else None
     if promised is not None and promised != len(task.cases):
         yield f"dataset.json says numTraining {promised}, but lists {len(task.cases)} cases"
+    if not described:
+        yield f"there is no {DESCRIPTION}: classes are called by their numbers, and no channel counts as CT"
     if not task.cases:
         yield "no case has a label, so there is nothing to train on"
     unlike = [case.name for case in task.cases if case.label and case_name(case.label) != case.name]
@@ -215,8 +219,7 @@ def _listing(task: Task) -> Iterator[str]:
 
 
 def _unlisted(task: Task) -> Iterator[str]:
-    listed = {case.image.resolve() for case in (*task.cases, *task.unlabelled)}
-    listed |= {case.label.resolve() for case in task.cases if case.label}
+    listed = {path.resolve() for case in (*task.cases, *task.unlabelled) for path in case.files}
     hidden = 0
     for name, partner in _FOLDERS.items():
         found = sorted(path for path in (task.folder / name).glob("*") if path.name.endswith(ENDINGS))

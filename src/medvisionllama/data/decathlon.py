@@ -1,8 +1,9 @@
-"""A Medical Segmentation Decathlon task: ``dataset.json`` to a Task and its Cases.
+"""A data set's folder to a Task and its Cases, by the Medical Segmentation Decathlon's ``dataset.json``.
 
 Source: Antonelli et al., The Medical Segmentation Decathlon, Nat. Commun. 13:4128 (2022). A task is a folder with
 ``dataset.json``, ``imagesTr/``, ``labelsTr/`` and ``imagesTs/``; image and label of a case share their file name.
-nnU-Net's way of writing the same description (``channel_names``, labels as name to number) is read as well.
+nnU-Net's raw layout and plain folders of images and labels give the same Task (:mod:`.nnunet_raw`,
+:mod:`.plain_folders`).
 """
 
 from __future__ import annotations
@@ -10,72 +11,19 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from medvisionllama.data.nifti import case_name
+from medvisionllama.data.nnunet_raw import is_nnunet_raw, nnunet_cases, nnunet_unlabelled
+from medvisionllama.data.plain_folders import folders_of, read_plain_folders
+from medvisionllama.data.task import BACKGROUND, DESCRIPTION, Case, Task
 from medvisionllama.errors import InputError
 
-DESCRIPTION = "dataset.json"
-BACKGROUND = 0
+__all__ = ["DESCRIPTION", "Case", "Task", "parse_task", "read_description", "read_task"]
+
 _LAYOUT = "Name the folder of a Decathlon task: dataset.json beside imagesTr and labelsTr."
-
-
-@dataclass(frozen=True)
-class Case:
-    """One image and its label map; a case of the task's own test part has no label."""
-
-    name: str
-    image: Path
-    label: Path | None
-
-
-@dataclass(frozen=True)
-class Task:
-    """A data set and what its numbers mean.
-
-    Attributes:
-        name: As dataset.json has it, else the folder's name.
-        folder: Where dataset.json lies.
-        modalities: The name of each channel, in order.
-        classes: Label value to name, in order, without background (0).
-        cases: The training part.
-        unlabelled: The task's own test part, published without labels.
-    """
-
-    name: str
-    folder: Path
-    modalities: tuple[str, ...]
-    classes: Mapping[int, str]
-    cases: tuple[Case, ...]
-    unlabelled: tuple[Case, ...] = ()
-
-    @property
-    def channels(self) -> int:
-        """The number of input modalities, M."""
-        return len(self.modalities)
-
-    @property
-    def ct_channels(self) -> tuple[bool, ...]:
-        """For each channel, whether it is CT, whose numbers are Hounsfield units."""
-        return tuple(modality.strip().upper() == "CT" for modality in self.modalities)
-
-    @property
-    def is_ct(self) -> bool:
-        """Whether every channel is CT."""
-        return all(self.ct_channels)
-
-    def case(self, name: str) -> Case:
-        """The case of that name, labelled or not.
-
-        Raises:
-            InputError: There is none.
-        """
-        for case in (*self.cases, *self.unlabelled):
-            if case.name == name:
-                return case
-        raise InputError(f"{self.folder / DESCRIPTION} lists no case {name}")
 
 
 def read_task(folder: Path | str) -> Task:
@@ -89,31 +37,36 @@ def read_task(folder: Path | str) -> Task:
     """
     task = parse_task(folder)
     path = task.folder / DESCRIPTION
+    where = path if path.exists() else task.folder
     without = [case.name for case in task.cases if case.label is None]
     if without:
-        raise InputError(f"{path} names no label for {_some(without)}", mend="Add the label or remove the case.")
+        raise InputError(f"{where} names no label for {_some(without)}", mend="Add the label or remove the case.")
     twice = [name for name, count in Counter(case.name for case in task.cases).items() if count > 1]
     if twice:
-        raise InputError(f"{path} lists {_some(twice)} more than once", mend="Give every case a file name of its own.")
+        raise InputError(f"{where} lists {_some(twice)} more than once", mend="Give every case a file name of its own.")
     return task
 
 
 def parse_task(folder: Path | str) -> Task:
-    """What dataset.json says, taken as it is: a case may lack a label or share its name with another.
+    """What the data set says of itself, taken as it is: a case may lack a label or share its name with another.
 
     Raises:
         InputError: There is no folder or dataset.json, or it is not understood.
     """
     folder = Path(folder)
+    pair = folders_of(folder)
+    if pair and not (folder / DESCRIPTION).exists():
+        return read_plain_folders(folder, *pair)
     description = read_description(folder)
-    return Task(
-        name=str(description.get("name") or folder.resolve().name),
-        folder=folder,
-        modalities=_modalities(folder, description),
-        classes=_classes(folder, description),
-        cases=_cases(folder, description, "training"),
-        unlabelled=tuple(replace(case, label=None) for case in _cases(folder, description, "test")),
-    )
+    modalities = _modalities(folder, description)
+    if is_nnunet_raw(folder, description):
+        cases = nnunet_cases(folder, description, len(modalities))
+        unlabelled = nnunet_unlabelled(folder, description, len(modalities))
+    else:
+        cases = _cases(folder, description, "training")
+        unlabelled = tuple(replace(case, label=None) for case in _cases(folder, description, "test"))
+    name = str(description.get("name") or folder.resolve().name)
+    return Task(name, folder, modalities, _classes(folder, description), cases, unlabelled)
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -161,6 +114,8 @@ def _classes(folder: Path, description: Mapping[str, Any]) -> dict[int, str]:
         raise _misread(path, '"labels", such as {"0": "background", "1": "liver"}', labels)
     if any(isinstance(value, list) for value in labels.values()):
         raise _misread(path, "one number per class; overlapping regions are no classes", labels)
+    if "ignore" in labels:
+        raise _misread(path, "classes only; voxels to be ignored are not supported", labels)
     by_name = bool(labels) and all(isinstance(value, int) for value in labels.values())
     pairs = [(value, name) if by_name else (name, value) for name, value in labels.items()]
     foreground = [(value, str(name)) for value, name in ((_whole(path, v), n) for v, n in pairs) if value != BACKGROUND]

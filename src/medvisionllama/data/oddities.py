@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medvisionllama.data.decathlon import Task
+from medvisionllama.data.task import Task
 from medvisionllama.geometry import Array
 
 SCALE_RATIO = 100  # maxima farther apart than this are worth a word

@@ -22,8 +22,8 @@ from scipy.interpolate import CubicSpline
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial.transform import Rotation
 
-from medvisionllama.data.decathlon import DESCRIPTION
 from medvisionllama.data.nifti import write_label_map, write_volume
+from medvisionllama.data.task import DESCRIPTION
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import Affine, Grid, Volume
 from medvisionllama.run_folder import write_json
