@@ -121,9 +121,12 @@ def score_volume(
     predicted = _whole_numbers(prediction, f"{case}: the prediction")
     referenced = _whole_numbers(reference, f"{case}: the reference")
     _same_grid(prediction.grid, reference.grid, case)
-    predicted, referenced, codes = _compact(predicted, referenced, targets)
-    top = max(int(predicted.max()), int(referenced.max()))
+    # Most of an image is background in both: it is looked at once and then left out.
+    seen = _union(_foreground_box(labels) for labels in (predicted, referenced)) or (slice(0),) * 3
+    predicted, referenced, codes = _compact(predicted[seen], referenced[seen], targets)
+    top = max(int(predicted.max(initial=0)), int(referenced.max(initial=0)))
     histogram = joint_histogram(predicted, referenced, top + 1)
+    histogram[0, 0] += reference.array.size - referenced.size
     boxes = [find_objects(labels, top) if top else [] for labels in (predicted, referenced)]
     rows = []
     for target in targets:
@@ -190,8 +193,8 @@ def _compact(prediction: Labels, reference: Labels, targets: Sequence[Target]) -
     Large labels (FreeSurfer's reach 14,175) would make the joint histogram huge: where there are any, the labels that
     are asked for become 1, 2, 3..., all others 0.
     """
-    if max(prediction.max(), reference.max()) <= _SMALL:
-        return prediction, reference, {}
+    if max(prediction.max(initial=0), reference.max(initial=0)) <= _SMALL:
+        return np.ascontiguousarray(prediction), np.ascontiguousarray(reference), {}
     wanted = np.array(sorted({label for target in targets for label in target.labels}), dtype=np.int64)
     codes = {int(label): code for code, label in enumerate(wanted, start=1)}
     return _renamed(prediction, wanted), _renamed(reference, wanted), codes
@@ -209,6 +212,16 @@ def _union(boxes: Iterable[tuple[slice, ...] | None]) -> tuple[slice, ...] | Non
     if not known:
         return None
     return tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*known, strict=True))
+
+
+def _foreground_box(labels: Labels) -> tuple[slice, ...] | None:
+    slices = []
+    for axis in range(3):
+        plane = np.flatnonzero(labels.max(axis=tuple(a for a in range(3) if a != axis)))
+        if not plane.size:
+            return None
+        slices.append(slice(int(plane[0]), int(plane[-1]) + 1))
+    return tuple(slices)
 
 
 def _mask(labels: Labels, wanted: Sequence[int], top: int) -> NDArray[np.bool_]:
