@@ -13,7 +13,7 @@ import torch
 
 from medvisionllama.checkpoint import load_tensors, put_model_tensors
 from medvisionllama.config import Experiment, read_experiment, write_experiment
-from medvisionllama.data.dataset import BatchSource, prepare
+from medvisionllama.data.dataset import BatchSource, prepare, refuse_unusable
 from medvisionllama.data.decathlon import Case, Task, read_task
 from medvisionllama.data.nifti import case_name, read_label_map, read_volume, write_label_map
 from medvisionllama.data.plan import Plan, make_plan, read_plan, write_plan
@@ -74,11 +74,13 @@ class Machine:
         device: What trains and segments.
         cache: Where prepared cases and fetched blocks lie.
         offline: Never ask a hub.
+        checkpoint_seconds: At least this long between a training's checkpoints.
     """
 
     device: torch.device
     cache: Path
     offline: bool = False
+    checkpoint_seconds: float = 30.0
 
 
 def default_cache() -> Path:
@@ -137,6 +139,7 @@ def train_run(
     else:
         _refuse_occupied(run)
         task = read_task(experiment.dataset)
+        refuse_unusable(task.cases)
         splits = splits or make_splits([case.name for case in task.cases])
         splits.verify([case.name for case in task.cases])
         plan = make_plan(
@@ -180,6 +183,7 @@ def train_run(
         validate=lambda m: dice_on_model_grid(m, plan, to_validate, machine.device, precision),
         report=lambda entry: listener.training(entry, experiment.recipe.steps),
         resume=resume and run.checkpoint.exists(),
+        checkpoint_seconds=machine.checkpoint_seconds,
     )
     if model.block is not None and identity is not None and not model.block.trained:
         verify(model.block, identity)
@@ -190,6 +194,39 @@ def train_run(
     run.checkpoint.unlink(missing_ok=True)
     run.checkpoint_state.unlink(missing_ok=True)
     return summary
+
+
+class Loaded:
+    """Trained networks ready to segment; made by :func:`load`."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        self.segmenter = segmenter
+
+    @property
+    def classes(self) -> dict[int, str]:
+        """Label value to name, as in the label maps it makes."""
+        plan = self.segmenter.plan
+        return {1: "foreground"} if plan.merged else dict(plan.classes)
+
+    def segment(self, image: Volume | Path | str) -> Volume:
+        """The label map of an image or NIfTI file, in exactly its grid.
+
+        Raises:
+            InputError: The file cannot be read, or its channels or intensities do not fit.
+        """
+        if isinstance(image, Volume):
+            return self.segmenter.segment(image)
+        return self.segmenter.segment(read_volume(image), str(image))
+
+
+def load(*runs: Path | str, device: str = "auto", cache: Path | None = None, offline: bool = False) -> Loaded:
+    """Load a run folder, or several as an ensemble: ``mvl.load(RUN).segment(PATH)``.
+
+    Raises:
+        InputError: A folder holds no finished run, or its language block cannot be found or is another.
+    """
+    machine = Machine(choose_device(device), cache or default_cache(), offline)
+    return Loaded(load_segmenter([Path(run) for run in runs], machine))
 
 
 def load_member(folder: Path, machine: Machine) -> Member:
@@ -249,7 +286,7 @@ def predict_part(run: RunFolder, part: str, machine: Machine, *, listener: Liste
     scored: dict[str | None, list[ScoreRow]] = {grid: [] for grid in grids}
     tolerance = tolerance_of(task)
     for case in listener.track(_cases(task, names), f"Segmenting {part}"):
-        image, reference = read_volume(case.image), _reference(case, plan)
+        image, reference = case.read_image(), _reference(case, plan)
         for grid in grids:
             if grid == "model":
                 predicted, compared = _on_model_grid(segmenter, case, image, plan)
@@ -370,7 +407,7 @@ def _keep_pictures(out: Path, task: Task, plan: Plan, rows: Sequence[ScoreRow]) 
     chosen = {ordered[round(i)] for i in np.linspace(0, len(ordered) - 1, min(PICTURED_CASES, len(ordered)))}
     for name in chosen:
         case = task.case(name)
-        image = read_volume(case.image)
+        image = case.read_image()
         arrays = {
             "image": _shown(to_ras(image).array),
             "reference": to_ras(_reference(case, plan)).array.astype(np.uint8),

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from medvisionllama.data.decathlon import Case
-from medvisionllama.data.nifti import read_label_map, read_volume
+from medvisionllama.data.nifti import read_grid
 from medvisionllama.data.plan import Plan
 from medvisionllama.data.preprocess import label_to_model_grid, to_model_grid
 from medvisionllama.errors import InputError
-from medvisionllama.geometry import AFFINE_TOLERANCE_MM, Array, Shape
+from medvisionllama.geometry import AFFINE_TOLERANCE_MM, Array, Grid, Shape
 from medvisionllama.run_folder import to_json
 
 # Raised whenever the same plan would prepare a case otherwise, so that old files are not taken for new ones.
@@ -81,22 +81,37 @@ def prepare(
     return [_open(case, _prepare_case(case, plan, folder)) for case in progress(cases)]
 
 
-def _prepare_case(case: Case, plan: Plan, folder: Path) -> dict[str, Path]:
-    assert case.label is not None
-    key = _key(case, plan)
-    paths = {kind: folder / key[:2] / f"{key}.{kind}.npy" for kind in ("image", "label", "places")}
-    if all(path.exists() for path in paths.values()):
-        return paths
-    image, label = read_volume(case.image), read_label_map(case.label)
-    if not image.grid.same_as(label.grid):
-        shift = image.grid.distance_mm(label.grid)
-        told = f"shapes {image.grid.shape} and {label.grid.shape}" if np.isinf(shift) else f"{shift:.3g} mm apart"
+def refuse_unusable(cases: Iterable[Case]) -> None:
+    """Look at the headers of all cases, so that a hopeless one is told before anything is done for the others.
+
+    Raises:
+        InputError: A header cannot be read, or image and label map lie on different grids.
+    """
+    for case in cases:
+        assert case.label is not None
+        _refuse_other_grid(case, read_grid(case.image)[0], read_grid(case.label)[0])
+
+
+def _refuse_other_grid(case: Case, image: Grid, label: Grid) -> None:
+    if not image.same_as(label):
+        shift = image.distance_mm(label)
+        told = f"shapes {image.shape} and {label.shape}" if np.isinf(shift) else f"{shift:.3g} mm apart"
         raise InputError(
             f"{case.image} and {case.label} lie on different grids",
             got=told,
             expected=f"the same shape, and affines within {AFFINE_TOLERANCE_MM} mm",
             mend="Resample the label map onto its image, or leave the case out of dataset.json.",
         )
+
+
+def _prepare_case(case: Case, plan: Plan, folder: Path) -> dict[str, Path]:
+    assert case.label is not None
+    key = _key(case, plan)
+    paths = {kind: folder / key[:2] / f"{key}.{kind}.npy" for kind in ("image", "label", "places")}
+    if all(path.exists() for path in paths.values()):
+        return paths
+    image, label = case.read_image(), case.read_label()
+    _refuse_other_grid(case, image.grid, label.grid)
     prepared = {
         "image": to_model_grid(image, plan, str(case.image)),
         "label": label_to_model_grid(label, plan, str(case.label)),
@@ -111,7 +126,7 @@ def _key(case: Case, plan: Plan) -> str:
     assert case.label is not None
     how = [PREPARED_FORMAT, plan.spacing_mm or plan.window, plan.merged, list(plan.classes)]
     digest = sha256(to_json([how, [asdict(rule) for rule in plan.intensity]]).encode())
-    for path in (case.image, case.label):
+    for path in case.files:
         try:
             digest.update(path.read_bytes())
         except OSError as error:

@@ -1,0 +1,74 @@
+"""The demo: a generated task, two networks trained for equally many steps, held-out cases segmented, one page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from medvisionllama.config import make_experiment
+from medvisionllama.data.phantom import write_phantom_task
+from medvisionllama.errors import InputError
+from medvisionllama.reports.page import write_page
+from medvisionllama.run import Listener, Machine, predict_part, train_run
+from medvisionllama.run_folder import RunFolder
+
+CASES = 40
+# Generating, preparing, segmenting and drawing take about this long on two cores; training gets the rest.
+MINUTES_BESIDE_TRAINING = 1.0
+# The slower network goes first, and its number of steps is the other's too: an equal budget for both.
+NETWORKS = ("medvisionllama-u", "vit-u")
+
+
+def run_demo(
+    out: Path,
+    machine: Machine,
+    *,
+    minutes: float,
+    seed: int,
+    command: Sequence[str],
+    listener_named: Callable[[str], Listener],
+) -> Path:
+    """Do all of it below ``out`` and return the page.
+
+    Args:
+        out: A new or empty folder.
+        machine: Where to compute.
+        minutes: About how long all of it may take.
+        seed: Of the phantom and of both networks.
+        command: What the user typed.
+        listener_named: Makes the listener of one part of the work.
+
+    Raises:
+        InputError: ``out`` is occupied, or too little time is given.
+    """
+    if out.is_dir() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty", mend="Name another folder by --out.")
+    for_each = (minutes - MINUTES_BESIDE_TRAINING) / len(NETWORKS)
+    if for_each <= 0:
+        raise InputError(f"--minutes {minutes:g}", expected=f"more than {MINUTES_BESIDE_TRAINING:g}")
+    listener_named("").note(f"Generating {CASES} phantom cases in {out / 'phantom'}")
+    task = write_phantom_task(out / "phantom", cases=CASES, seed=seed)
+    runs: list[Path] = []
+    steps: int | None = None
+    for network in NETWORKS:
+        listener = listener_named(network)
+        folder = out / "runs" / network
+        summary = train_run(
+            make_experiment(task, model=network, seed=seed, steps=steps),
+            folder,
+            machine,
+            max_minutes=for_each if steps is None else None,
+            command=command,
+            listener=listener,
+        )
+        steps = summary["steps"]
+        predict_part(RunFolder(folder), "test", machine, listener=listener)
+        runs.append(folder)
+    page = write_page(runs, out)
+    teller = listener_named("")
+    for folder in runs:
+        summary = json.loads(RunFolder(folder).summary.read_text(encoding="utf-8"))
+        told = ", ".join(f"{part} Dice {summary[part]['dice_mean']:.3f}" for part in ("validation", "test"))
+        teller.note(f"{summary['model']}: {told} after {summary['steps']} steps")
+    return page

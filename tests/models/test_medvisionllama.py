@@ -1,0 +1,176 @@
+"""The assembled networks: the papers' counts, shapes, and what is trained."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from medvisionllama.language.block import BlockConfig
+from medvisionllama.models.medvisionllama import MedVisionLlama, ModelConfig, build
+from medvisionllama.models.middle import LoraLinear, MiddleConfig
+from medvisionllama.models.zoo import DESCRIPTIONS, MODELS, named, with_block
+
+LLAMA = "llama-3.1-8b"
+TINY = {"input_size": (16, 24, 16), "depth": 2}
+
+
+def trainable(model: MedVisionLlama) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def on_meta(config: ModelConfig) -> MedVisionLlama:
+    return build(config, meta=True)
+
+
+def test_vit_baseline_has_the_published_size() -> None:
+    assert trainable(on_meta(named("vit-baseline"))) == 1_128_000
+    assert trainable(on_meta(replace(named("vit-baseline"), out_channels=2))) == 1_161_280
+
+
+@pytest.mark.parametrize(
+    ("rank", "mappers", "both"), [(2, 1.149, 1.175), (4, 1.165, 1.219), (8, 1.199, 1.305), (16, 1.265, 1.478)]
+)
+def test_lora_ranks_have_the_right_sizes(rank: int, mappers: float, both: float) -> None:
+    """SPEC 11's right values, in millions."""
+    config = with_block(named("medvisionllama"), LLAMA)
+    for lora, expected in (("mappers", mappers), ("both", both)):
+        middle = replace(config.middle, lora=lora, rank=rank)
+        assert round(trainable(on_meta(replace(config, middle=middle))) / 1e6, 3) == expected
+
+
+def test_linear_mappers_train_what_the_spec_says() -> None:
+    model = on_meta(with_block(named("medvisionllama-linear"), LLAMA))
+    assert round(trainable(model) / 1e6, 3) == 1.652
+
+
+def test_the_llama_layer_is_frozen_whole() -> None:
+    model = on_meta(with_block(named("medvisionllama"), LLAMA))
+    assert model.middle is not None
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    mappers_start = 2 * 64 * 4096
+    assert frozen == 218_112_000 + 4_096 + mappers_start
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_named_network_gives_logits_of_the_input_size(name: str) -> None:
+    config = replace(named(name), in_channels=2, out_channels=3, input_size=(16, 24, 16))
+    model = build(replace(config, depth=2))
+    logits = model(torch.randn(2, 2, 16, 24, 16))
+    assert logits.shape == (2, 3, 16, 24, 16)
+    # Another size is taken too: the position embedding stretches.
+    assert model(torch.randn(1, 2, 24, 24, 32)).shape == (1, 3, 24, 24, 32)
+
+
+def test_every_network_is_described() -> None:
+    assert DESCRIPTIONS.keys() == MODELS.keys()
+
+
+@pytest.mark.parametrize("name", ["medvisionllama", "medvisionllama-u"])
+def test_only_what_may_train_gets_a_gradient(name: str) -> None:
+    model = build(replace(named(name), **TINY))
+    model(torch.randn(2, 1, 16, 24, 16)).square().mean().backward()
+    block = model.block
+    assert block is not None
+    base = {f"middle.block.{n}" for n in block.base_state_names()}
+    with_gradient = {n for n, p in model.named_parameters() if p.grad is not None}
+    assert not with_gradient & base
+    assert {"middle.mapper_in.weight", "middle.mapper_out.weight"} & with_gradient == set()
+    assert "middle.mapper_in.lora_b" in with_gradient
+    assert model.left_out_of_files() == base
+
+
+def test_parts_start_alike_whatever_stands_between_them() -> None:
+    """The same seed gives encoder and decoder the same start with and without a block."""
+    with_it, without = build(replace(named("medvisionllama-u"), **TINY)), build(replace(named("vit-u"), **TINY))
+    ours, theirs = with_it.state_dict(), without.state_dict()
+    shared = {name for name in theirs if not name.startswith("middle")}
+    assert shared == {name for name in ours if not name.startswith("middle")}
+    assert all(torch.equal(ours[name], theirs[name]) for name in shared)
+    other = build(replace(named("vit-u"), **TINY), seed=1).state_dict()
+    assert any(not torch.equal(theirs[name], other[name]) for name in shared)
+
+
+def test_building_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    build(replace(named("medvisionllama"), **TINY))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_lora_mapper_starts_as_its_frozen_base() -> None:
+    layer = LoraLinear(6, 10, rank=2, scale=1.0, train_base=False)
+    x = torch.randn(4, 6)
+    assert torch.equal(layer(x), x @ layer.weight.T + layer.bias)
+    torch.nn.init.normal_(layer.lora_b)
+    expected = x @ (layer.weight + layer.lora_b @ layer.lora_a).T + layer.bias
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_alpha_scales_the_adapter() -> None:
+    assert MiddleConfig(rank=4, alpha=1.0).scale == 0.25
+    assert MiddleConfig(rank=4).scale == 1.0
+
+
+@pytest.mark.parametrize("residual", ["none", "in", "out", "both"])
+def test_residuals_are_where_they_are_said_to_be(residual: str) -> None:
+    block = BlockConfig(init="random")
+    config = replace(named("medvisionllama"), middle=MiddleConfig(block=block, residual=residual), **TINY)
+    model = build(config)
+    assert model.middle is not None
+    middle = model.middle.eval()
+    tokens = torch.randn(1, 5, 64)
+    entering = middle.mapper_in(tokens)
+    assert middle.block is not None
+    leaving = middle.block(entering)
+    expected = middle.mapper_out(leaving + entering if residual in ("in", "both") else leaving)
+    if residual in ("out", "both"):
+        expected = expected + tokens
+    torch.testing.assert_close(middle(tokens), expected)
+
+
+def test_identity_is_the_same_stage_without_the_block() -> None:
+    config = replace(named("medvisionllama"), **TINY)
+    control = build(replace(config, middle=replace(config.middle, kind="identity")))
+    assert control.middle is not None
+    assert control.block is None
+    tokens = torch.randn(1, 5, 64)
+    mapped = control.middle.mapper_out(control.middle.mapper_in(tokens))
+    torch.testing.assert_close(control.middle(tokens), mapped)
+
+
+def test_trained_trains_the_whole_block() -> None:
+    config = replace(named("medvisionllama"), **TINY)
+    middle = replace(config.middle, kind="trained", block=BlockConfig(init="random"))
+    model = build(replace(config, middle=middle))
+    assert model.block is not None
+    assert all(p.requires_grad for p in model.block.parameters())
+    assert model.left_out_of_files() == set()
+
+
+def test_place_decides_the_order() -> None:
+    config = replace(named("medvisionllama"), **TINY)
+    image = torch.randn(1, 1, 16, 24, 16)
+    after, before = build(config).eval(), build(replace(config, place="before-encoder")).eval()
+    assert not torch.allclose(after(image), before(image))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"width": 62}, "heads"),
+        ({"input_size": (20, 24, 16)}, "multiple"),
+        ({"decoder": "ushape"}, "need each other"),
+    ],
+)
+def test_impossible_combinations_are_refused(change: dict[str, object], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        replace(ModelConfig(), **change)
+
+
+def test_a_wrong_input_is_told_how_to_mend() -> None:
+    model = build(replace(named("vit-baseline"), **TINY))
+    with pytest.raises(ValueError, match=r"pad to \(24, 24, 16\)"):
+        model(torch.zeros(1, 1, 20, 24, 16))
+    with pytest.raises(ValueError, match=r"\(B,1,I,J,K\)"):
+        model(torch.zeros(1, 3, 16, 24, 16))

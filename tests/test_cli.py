@@ -1,0 +1,170 @@
+"""The command line: exit codes, one message without a traceback, and what is printed."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import medvisionllama as mvl
+from medvisionllama.cli import main
+from medvisionllama.data.nifti import read_label_map, read_volume
+from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
+
+QUICK = ["--model", "vit-u", "--steps", "4", "--model.depth", "1", "--recipe.precision", "float32"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the tests' files out of the user's own cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("medvisionllama.run.default_cache", lambda: folder)
+        yield
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    return write_phantom_task(folder / "task", cases=8, settings=PhantomSettings(spacing_mm=(2.2, 2.8)))
+
+
+@pytest.fixture(scope="module")
+def run(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "vit-u"
+    assert main(["train", str(phantom), "--run", str(folder), *QUICK]) == 0
+    return folder
+
+
+def test_the_whole_way(phantom: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(phantom)]) == 0
+    assert main(["plan", str(phantom), "--out", str(tmp_path / "plan.json")]) == 0
+    assert json.loads((tmp_path / "plan.json").read_text()) == json.loads((run / "plan.json").read_text())
+    assert main(["predict", str(run), "--part", "test"]) == 0
+    assert main(["predict", str(run), str(phantom / "imagesTr"), "--out", str(tmp_path / "masks")]) == 0
+    evaluated = ["evaluate", str(tmp_path / "masks"), str(phantom / "labelsTr"), "--out", str(tmp_path / "scores")]
+    capsys.readouterr()
+    assert main([*evaluated, "--tolerance-mm", "1", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["classes"].keys() == {"Anterior", "Posterior"}
+    assert json.loads((tmp_path / "scores" / "summary.json").read_text())["classes"] == printed["classes"]
+    assert main(["report", str(run), "--out", str(tmp_path / "page")]) == 0
+    assert (tmp_path / "page" / "index.html").exists()
+
+
+def test_what_evaluate_says_of_a_run_is_what_the_run_says(phantom: Path, run: Path, tmp_path: Path) -> None:
+    """Two ways to the same scores: in memory after segmenting, and from the files afterwards."""
+    part = run / "validation"
+    references = tmp_path / "references"
+    references.mkdir()
+    for path in (part / "predictions").iterdir():
+        (references / path.name).write_bytes((phantom / "labelsTr" / path.name).read_bytes())
+    arguments = ["evaluate", str(part / "predictions"), str(references), "--out", str(tmp_path / "scores")]
+    assert main([*arguments, "--dataset", str(phantom)]) == 0
+    assert (tmp_path / "scores" / "scores.csv").read_text() == (part / "scores.csv").read_text()
+
+
+def test_python_does_what_the_command_does(phantom: Path, run: Path, tmp_path: Path) -> None:
+    image = sorted((phantom / "imagesTr").glob("*.nii.gz"))[0]
+    assert main(["predict", str(run), str(image), "--out", str(tmp_path)]) == 0
+    written = read_label_map(tmp_path / image.name)
+    loaded = mvl.load(run)
+    assert loaded.classes == {1: "Anterior", 2: "Posterior"}
+    for given in (image, str(image), read_volume(image)):
+        mask = loaded.segment(given)
+        assert np.array_equal(mask.array, written.array)
+    rows = mvl.score(written, phantom / "labelsTr" / image.name, tolerance_mm=1.0)
+    assert {row.metric for row in rows} >= {"dice", "hd95_mm", "nsd"}
+
+
+def test_json_is_one_object(phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(phantom), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out).keys() >= {"cases", "errors", "notes"}
+    assert main(["train", str(phantom), "--run", str(tmp_path / "r"), "--json", *QUICK]) == 0
+    assert json.loads(capsys.readouterr().out)["model"] == "vit-u"
+
+
+def test_all_folds_are_trained_and_become_one_ensemble(phantom: Path, tmp_path: Path) -> None:
+    assert main(["train", str(phantom), "--run", str(tmp_path / "run"), "--fold", "all", *QUICK]) == 0
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [f"fold_{n}" for n in range(5)]
+    assert len(mvl.load(tmp_path / "run").segmenter.members) == 5
+
+
+BAD = {
+    "a data set that is not there": ["check", "{tmp}/nothing"],
+    "an empty folder": ["train", "{tmp}", "--run", "{tmp}/run"],
+    "an unknown model": ["train", "{task}", "--run", "{tmp}/run", "--model", "vit-w"],
+    "an unknown recipe": ["train", "{task}", "--run", "{tmp}/run", "--recipe", "nonsense"],
+    "an unknown setting": ["train", "{task}", "--run", "{tmp}/run", "--model.depht", "3"],
+    "a setting of another type": ["train", "{task}", "--run", "{tmp}/run", "--model.depth", "deep"],
+    "a fold that is not there": ["train", "{task}", "--run", "{tmp}/run", "--fold", "9"],
+    "a fraction of nothing": ["train", "{task}", "--run", "{tmp}/run", "--fraction", "0"],
+    "a block for a network without one": ["train", "{task}", "--run", "{tmp}/run", "--model", "vit-u", "--block", "x"],
+    "an occupied run folder": ["train", "{task}", "--run", "{run}"],
+    "a device that is not there": ["predict", "{run}", "{task}", "--out", "{tmp}/o", "--device", "cuda:77"],
+    "a run that is none": ["predict", "{task}", "{task}", "--out", "{tmp}/o"],
+    "an input that is not there": ["predict", "{run}", "{tmp}/no.nii.gz", "--out", "{tmp}/o"],
+    "predictions without --out": ["predict", "{run}", "{task}"],
+    "missing predictions": ["evaluate", "{tmp}", "{task}/labelsTr", "--out", "{tmp}/o"],
+    "a page of nothing": ["report", "{tmp}/nothing", "--out", "{tmp}/o"],
+}
+
+
+@pytest.mark.parametrize("arguments", BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_message_and_exit_2(
+    arguments: list[str], phantom: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled = [a.format(tmp=tmp_path, task=phantom, run=run) for a in arguments]
+    assert main(filled) == 2
+    told = capsys.readouterr()
+    lines = told.err.strip().splitlines()
+    assert lines[-1].startswith("medvisionllama: ")
+    assert "Traceback" not in told.err
+    assert len([line for line in lines if line.startswith("medvisionllama: ")]) == 1
+    assert not (tmp_path / "run" / "config.yaml").exists(), "a run that cannot start leaves its folder free"
+
+
+def test_an_unwritable_output_is_told(phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert main(["train", str(phantom), "--run", str(tmp_path / "file" / "run"), *QUICK]) == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(tmp_path / "nothing"), "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_unknown_options_are_refused() -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["check", "x", "--no-such-option"])
+    assert caught.value.code == 2
+
+
+def test_help_and_import_take_nothing_heavy() -> None:
+    """What makes them quick; the seconds themselves are in the benchmarks."""
+    code = (
+        "import sys, medvisionllama, medvisionllama.cli as c\n"
+        "try: c.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch','numpy','scipy','rich','nibabel','transformers'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    assert "not a medical device" in done.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals differ")
+def test_interrupting_exits_with_130(phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import medvisionllama.run
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(medvisionllama.run, "train", interrupted)
+    assert main(["train", str(phantom), "--run", str(tmp_path / "run"), *QUICK]) == 130

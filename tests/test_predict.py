@@ -1,0 +1,174 @@
+"""The mask lies in exactly the input's grid, and left is still left."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import permutations, product
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from medvisionllama.data.phantom import PhantomSettings, phantom_case
+from medvisionllama.data.plan import IntensityRule, Plan
+from medvisionllama.geometry import Volume, to_ras
+from medvisionllama.predict import Member, Segmenter
+
+PLAN = Plan(
+    protocol="native",
+    task="phantom",
+    window=(16, 24, 16),
+    spacing_mm=(2.0, 2.0, 2.0),
+    intensity=(IntensityRule("zscore"),),
+    classes={3: "left", 7: "bright"},
+    training_cases=1,
+    median_shape=(16, 24, 16),
+)
+
+
+class LeftAndBright(nn.Module):
+    """A stub of known behaviour: bright voxels are class 2; of the others, those of the window's left third class 1."""
+
+    def forward(self, image_BMIJK: Tensor) -> Tensor:
+        bright = image_BMIJK[:, 0] > 1.0
+        left = torch.zeros_like(bright)
+        left[:, : bright.shape[1] // 3] = True
+        label = torch.where(bright, 2, torch.where(left, 1, 0))
+        return 20.0 * nn.functional.one_hot(label, 3).movedim(-1, 1).float()
+
+
+def segmenter(plan: Plan = PLAN) -> Segmenter:
+    return Segmenter([Member(LeftAndBright(), plan)], torch.device("cpu"))
+
+
+def asymmetric_image() -> Volume:
+    """In RAS order, 2 mm voxels, just one window large: dim, with a bright block at right, front and top."""
+    array = np.random.default_rng(0).normal(0, 0.01, PLAN.window).astype(np.float32)
+    array[12:15, 17:22, 9:12] = 50.0
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    affine[:3, 3] = (-40.0, 10.0, 5.0)
+    return Volume(array, affine)
+
+
+def rearranged(volume: Volume, order: tuple[int, ...], flips: tuple[bool, ...]) -> Volume:
+    """The same image stored in other axis order and directions: written independently of the package's own way."""
+    stored = np.flip(volume.array.transpose(order), [a for a in range(3) if flips[a]])
+    to_old = np.zeros((4, 4))
+    to_old[3, 3] = 1
+    for new, old in enumerate(order):
+        to_old[old, new] = -1 if flips[new] else 1
+        to_old[old, 3] = volume.array.shape[old] - 1 if flips[new] else 0
+    return Volume(np.ascontiguousarray(stored), volume.affine @ to_old)
+
+
+def orientations() -> Iterator[tuple[tuple[int, ...], tuple[bool, ...]]]:
+    yield from product(permutations(range(3)), product([False, True], repeat=3))
+
+
+def world_points(volume: Volume, label: int) -> np.ndarray:
+    voxels = np.argwhere(volume.array == label)
+    points = voxels @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+    return points[np.lexsort(points.T.round(6))]
+
+
+def oblique() -> np.ndarray:
+    """A turn of 12 degrees about the head's axis and 9 about the ear-to-ear axis."""
+    a, b = np.radians(12), np.radians(9)
+    about_s = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    about_r = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+    turned = np.eye(4)
+    turned[:3, :3] = about_s @ about_r
+    return turned
+
+
+@pytest.mark.parametrize("turn", [np.eye(4), oblique()], ids=["straight", "oblique"])
+def test_every_orientation_gives_the_same_mask_in_its_own_grid(turn: np.ndarray) -> None:
+    plain = asymmetric_image()
+    image = Volume(plain.array, turn @ plain.affine)
+    expected = segmenter().segment(image)
+    seen = 0
+    for order, flips in orientations():
+        stored = rearranged(image, order, flips)
+        mask = segmenter().segment(stored)
+        assert mask.array.shape == stored.array.shape
+        assert np.array_equal(mask.affine, stored.affine)
+        assert mask.array.dtype == np.uint8
+        for label in (3, 7):
+            np.testing.assert_allclose(world_points(mask, label), world_points(expected, label), atol=1e-9)
+        seen += 1
+    assert seen == 48
+
+
+@pytest.mark.parametrize(("order", "flips"), orientations())
+def test_left_is_still_left(order: tuple[int, ...], flips: tuple[bool, ...]) -> None:
+    """Class `left` lies at smaller x (RAS) than the bright block, and the block is where it was put."""
+    image = asymmetric_image()
+    mask = segmenter().segment(rearranged(image, order, flips))
+    left, bright = world_points(mask, 3), world_points(mask, 7)
+    assert left[:, 0].max() < bright[:, 0].min()
+    np.testing.assert_allclose(bright.mean(0), image.affine[:3, :3] @ (13, 19, 10) + image.affine[:3, 3], atol=1e-9)
+    assert len(bright) == 3 * 5 * 3
+
+
+def test_a_flip_that_goes_unnoticed_would_be_seen() -> None:
+    """Negative control: an image whose affine lies about left and right puts the class on the other side."""
+    image = asymmetric_image()
+    lying = Volume(np.flip(image.array, 0).copy(), image.affine)
+    honest, deceived = (world_points(segmenter().segment(v), 7).mean(0) for v in (image, lying))
+    assert abs(honest[0] - deceived[0]) > 10
+
+
+def test_other_spacings_come_back_to_the_same_place() -> None:
+    """Bright tissue found at the plan's spacing returns to where it is in an image of finer voxels."""
+    coarse = asymmetric_image()
+    fine = Volume(np.kron(coarse.array, np.ones((2, 2, 2), np.float32)), coarse.grid.with_shape((32, 48, 32)).affine)
+    mask = segmenter().segment(fine)
+    assert mask.array.shape == (32, 48, 32)
+    found, true = world_points(mask, 7), world_points(Volume((fine.array > 25).astype(int), fine.affine), 1)
+    np.testing.assert_allclose(found.mean(0), true.mean(0), atol=0.5)
+    assert abs(len(found) - len(true)) < 0.25 * len(true)
+
+
+def test_generated_anatomy_in_any_orientation_keeps_its_grid() -> None:
+    settings = PhantomSettings(spacing_mm=(2.0, 3.0))
+    for index in range(4):
+        image, _ = phantom_case(index, settings=settings)
+        mask = segmenter().segment(image)
+        assert mask.array.shape == image.array.shape
+        assert np.array_equal(mask.affine, image.affine)
+        left = to_ras(Volume((mask.array == 3).astype(np.uint8), mask.affine)).array
+        assert left[: left.shape[0] // 4].mean() > left[-left.shape[0] // 4 :].mean()
+
+
+def test_an_ensemble_is_the_mean_of_its_members() -> None:
+    class Always(nn.Module):
+        def __init__(self, channel: int, sureness: float) -> None:
+            super().__init__()
+            self.logits = torch.zeros(3)
+            self.logits[channel] = sureness
+
+        def forward(self, image_BMIJK: Tensor) -> Tensor:
+            return self.logits.view(1, 3, 1, 1, 1).expand(len(image_BMIJK), 3, *image_BMIJK.shape[2:])
+
+    unsure, sure = Always(1, 1.0), Always(2, 5.0)
+    both = Segmenter([Member(unsure, PLAN), Member(sure, PLAN)], torch.device("cpu"))
+    image = asymmetric_image()
+    expected = (torch.softmax(unsure.logits, 0) + torch.softmax(sure.logits, 0)) / 2
+    np.testing.assert_allclose(both.probabilities(image)[:, 0, 0, 0], expected.numpy(), rtol=1e-6)
+    assert set(np.unique(both.segment(image).array)) == {7}
+
+
+def test_the_paper_protocol_decides_one_foreground() -> None:
+    class Right(nn.Module):
+        def forward(self, image_BMIJK: Tensor) -> Tensor:
+            logits = torch.full_like(image_BMIJK, -5.0)
+            logits[:, :, image_BMIJK.shape[2] // 2 :] = 5.0
+            return logits
+
+    plan = replace(PLAN, protocol="paper", window=(8, 8, 8), spacing_mm=None)
+    image = asymmetric_image()
+    mask = Segmenter([Member(Right(), plan)], torch.device("cpu")).segment(image)
+    assert mask.array.shape == image.array.shape
+    assert set(np.unique(mask.array)) == {0, 1}
+    assert mask.array[8:].all()
+    assert not mask.array[:8].any()

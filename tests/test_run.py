@@ -1,0 +1,263 @@
+"""One experiment from top to bottom, on a small generated task."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from medvisionllama.config import Experiment, make_experiment, read_experiment
+from medvisionllama.data.decathlon import read_task
+from medvisionllama.data.nifti import read_label_map, read_volume
+from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
+from medvisionllama.errors import InputError
+from medvisionllama.run import Machine, Silent, load_member, load_segmenter, predict_files, predict_part, train_run
+from medvisionllama.run_folder import RunFolder, read_scores
+
+SMALL = ("--model.depth", "1", "--recipe.validations", "2", "--recipe.precision", "float32")
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phantom")
+    return write_phantom_task(folder / "task", cases=8, settings=PhantomSettings(spacing_mm=(2.2, 2.8)))
+
+
+@pytest.fixture(scope="session")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    return Machine(torch.device("cpu"), tmp_path_factory.mktemp("cache"), offline=True, checkpoint_seconds=0.0)
+
+
+def experiment(task: Path, model: str = "vit-u", steps: int = 20, **changes: Any) -> Experiment:
+    return make_experiment(task, model=model, steps=steps, overrides=SMALL, **changes)
+
+
+@pytest.fixture(scope="session")
+def trained(phantom: Path, machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "medvisionllama-u"
+    train_run(experiment(phantom, "medvisionllama-u"), folder, machine, command=["medvisionllama", "train"])
+    return folder
+
+
+def test_a_run_leaves_what_the_contract_names(trained: Path) -> None:
+    left = {path.name for path in trained.iterdir()}
+    assert left == {
+        "config.yaml", "plan.json", "splits.json", "log.jsonl", "model.safetensors", "environment.json",
+        "summary.json", "validation",
+    }  # fmt: skip
+    summary = json.loads((trained / "summary.json").read_text())
+    assert {"model", "block", "seed", "steps", "seconds", "validation"} <= summary.keys()
+    assert 0 <= summary["validation"]["dice_mean"] <= 1
+    log = RunFolder(trained).read_log()
+    assert [entry["step"] for entry in log] == [10, 20]
+    assert all({"step", "seconds", "loss", "validation_dice"} <= entry.keys() for entry in log)
+    rows = read_scores(trained / "validation" / "scores.csv")
+    validated = json.loads((trained / "splits.json").read_text())["folds"][0]
+    assert {row.case for row in rows} == set(validated)
+    assert {row.class_name for row in rows} == {"Anterior", "Posterior"}
+
+
+def test_files_hold_everything_but_the_block(trained: Path, machine: Machine) -> None:
+    tensors = load_file(trained / "model.safetensors")
+    model = load_member(trained, machine).model
+    base = model.left_out_of_files()
+    assert base
+    assert tensors.keys() == model.state_dict().keys() - base
+    for wanted in ("middle.mapper_in.weight", "middle.mapper_in.lora_b", "stem.stages.0.0.1.running_mean"):
+        assert wanted in tensors, wanted
+    size = sum(t.numel() for n, t in model.state_dict().items() if n in base) * 4
+    assert (trained / "model.safetensors").stat().st_size < size, "the block alone is larger than the file"
+
+
+def test_the_frozen_stay_bit_identical_and_the_trained_move(phantom: Path, trained: Path, machine: Machine) -> None:
+    from medvisionllama.models.medvisionllama import build
+
+    config = read_experiment(trained / "config.yaml")
+    start, end = build(config.model, seed=config.seed).state_dict(), load_member(trained, machine).model.state_dict()
+    frozen = {n for n, p in build(config.model).named_parameters() if not p.requires_grad}
+    assert {"middle.mapper_in.weight", "middle.mapper_out.weight"} <= frozen
+    assert all(torch.equal(start[name], end[name]) for name in frozen)
+    moved = {n for n, t in end.items() if not torch.equal(start[n], t)}
+    assert {"middle.mapper_in.lora_b", "decoder.logits.weight", "stem.stages.0.0.0.weight"} <= moved
+
+
+@pytest.mark.parametrize("init", ["pretrained", "random", "random-matched", "shuffled"])
+def test_a_block_is_named_by_hash_and_compared(phantom: Path, machine: Machine, tmp_path: Path, init: str) -> None:
+    start = experiment(phantom, "medvisionllama", steps=1)
+    block = replace(start.model.middle.block, init=init, seed=3)
+    changed = replace(start, model=replace(start.model, middle=replace(start.model.middle, block=block)))
+    train_run(changed, tmp_path / "run", machine)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["block"]["init"] == init
+    assert len(summary["block"]["sha256"]) == 64
+    load_member(tmp_path / "run", machine)
+
+    # Another seed, or none at all, draws another block, and that is noticed.
+    text = (tmp_path / "run" / "config.yaml").read_text()
+    other = "init: shuffled" if init == "pretrained" else "seed: 4"
+    was = "init: pretrained" if init == "pretrained" else "seed: 3"
+    assert was in text
+    (tmp_path / "run" / "config.yaml").write_text(text.replace(was, other))
+    with pytest.raises(InputError, match=r"sha256|hash"):
+        load_member(tmp_path / "run", machine)
+
+
+def test_a_local_folder_gives_the_block(phantom: Path, machine: Machine, tmp_path: Path, real_data: Path) -> None:
+    hashes = []
+    for form in ("hf", "hf_sharded"):
+        block = real_data / "weights" / "stories260K" / form
+        run = tmp_path / form
+        train_run(experiment(phantom, "medvisionllama-u", steps=2, block=str(block)), run, machine)
+        hashes.append(json.loads((run / "summary.json").read_text())["block"]["sha256"])
+        assert load_segmenter([run], machine).members
+    assert hashes[0] == hashes[1], "plain and sharded hold the same weights"
+
+
+class Stop(Silent):
+    """Interrupts a training at a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def training(self, entry: dict[str, Any], steps: int) -> None:
+        if entry["step"] == self.step:
+            raise KeyboardInterrupt
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("model", ["vit-baseline", "medvisionllama-u"])
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(
+    model: str, phantom: Path, machine: Machine, tmp_path: Path
+) -> None:
+    what = experiment(phantom, model, steps=40)
+    train_run(what, tmp_path / "whole", machine)
+    with pytest.raises(KeyboardInterrupt):
+        train_run(what, tmp_path / "broken", machine, listener=Stop(20))
+    assert (tmp_path / "broken" / "checkpoint.safetensors").exists()
+    train_run(what, tmp_path / "broken", machine, resume=True)
+    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    logs = [RunFolder(tmp_path / name).read_log() for name in ("whole", "broken")]
+    assert [e["step"] for e in logs[0]] == [e["step"] for e in logs[1]]
+    assert [e["loss"] for e in logs[0]] == [e["loss"] for e in logs[1]]
+
+
+def test_another_seed_gives_other_weights(phantom: Path, machine: Machine, tmp_path: Path) -> None:
+    """Negative control of the one above."""
+    for seed in (0, 1):
+        train_run(experiment(phantom, steps=2, seed=seed), tmp_path / str(seed), machine)
+    a, b = weights(tmp_path / "0"), weights(tmp_path / "1")
+    assert any(not torch.equal(a[name], b[name]) for name in a)
+
+
+def test_an_occupied_folder_is_refused(phantom: Path, trained: Path, machine: Machine) -> None:
+    before = (trained / "model.safetensors").read_bytes()
+    with pytest.raises(InputError, match="already holds a run"):
+        train_run(experiment(phantom), trained, machine)
+    assert (trained / "model.safetensors").read_bytes() == before
+
+
+def test_files_are_segmented_in_their_own_grid(phantom: Path, trained: Path, machine: Machine, tmp_path: Path) -> None:
+    written = predict_files([trained], phantom / "imagesTr", tmp_path / "out", machine)
+    images = sorted((phantom / "imagesTr").glob("*.nii.gz"))
+    assert [path.name for path in written] == [path.name for path in images]
+    for image, mask in zip(images, written, strict=True):
+        a, b = read_volume(image), read_label_map(mask)
+        assert a.array.shape == b.array.shape
+        assert np.array_equal(a.affine, b.affine)
+        assert set(np.unique(b.array)) <= {0, 1, 2}
+
+
+def test_one_bad_file_does_not_stop_the_others(phantom: Path, trained: Path, machine: Machine, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    good = sorted((phantom / "imagesTr").glob("*.nii.gz"))[0]
+    (source / good.name).write_bytes(good.read_bytes())
+    (source / "broken.nii.gz").write_bytes(good.read_bytes()[:500])
+    with pytest.raises(InputError, match=r"broken\.nii\.gz") as caught:
+        predict_files([trained], source, tmp_path / "out", machine)
+    assert "1 of 2" in str(caught.value)
+    assert (tmp_path / "out" / good.name).exists()
+
+
+def test_the_test_part_is_scored_when_asked(trained: Path, machine: Machine) -> None:
+    assert not (trained / "test").exists()
+    summary = predict_part(RunFolder(trained), "test", machine)
+    assert {"validation", "test"} <= summary.keys()
+    tests = json.loads((trained / "splits.json").read_text())["test"]
+    assert {row.case for row in read_scores(trained / "test" / "scores.csv")} == set(tests)
+
+
+def test_the_paper_protocol_is_scored_on_both_grids(phantom: Path, machine: Machine, tmp_path: Path) -> None:
+    what = experiment(phantom, "medvisionllama", steps=4, protocol="paper", grid=16)
+    assert what.recipe_name == "paper-v2"
+    train_run(what, tmp_path / "run", machine)
+    case = read_task(phantom).cases[0]
+    for grid in ("native", "model"):
+        part = tmp_path / "run" / "validation" / grid
+        rows = read_scores(part / "scores.csv")
+        assert {row.class_name for row in rows} == {"foreground"}
+        shapes = {read_label_map(path).array.shape for path in (part / "predictions").iterdir()}
+        assert (shapes == {(16, 16, 16)}) == (grid == "model")
+    assert read_volume(case.image).array.shape != (16, 16, 16)
+
+
+def test_minutes_become_steps_that_are_stored(phantom: Path, machine: Machine, tmp_path: Path) -> None:
+    told: list[str] = []
+
+    class Notes(Silent):
+        def note(self, text: str) -> None:
+            told.append(text)
+
+    summary = train_run(experiment(phantom), tmp_path / "run", machine, max_minutes=0.02, listener=Notes())
+    assert read_experiment(tmp_path / "run" / "config.yaml").recipe.steps == summary["steps"] >= 1
+    assert "steps in" in told[0]
+
+
+def test_few_shot_trains_on_a_part_of_the_training_part(phantom: Path, machine: Machine, tmp_path: Path) -> None:
+    whole = train_run(experiment(phantom, steps=1), tmp_path / "whole", machine)
+    part = train_run(experiment(phantom, steps=1, fraction=0.3), tmp_path / "part", machine)
+    assert part["cases"]["training"] < whole["cases"]["training"]
+    assert part["cases"]["validation"] == whole["cases"]["validation"]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("config.yaml", ("format: 1", "format: 99"), "another version"),
+        ("plan.json", ('"format": 1', '"format": 99'), "another version"),
+        ("config.yaml", ("depth:", "depht:"), "not understood"),
+    ],
+)
+def test_another_version_is_told(
+    name: str, change: Sequence[str], told: str, trained: Path, machine: Machine, tmp_path: Path
+) -> None:
+    for file in ("config.yaml", "plan.json", "splits.json", "model.safetensors"):
+        (tmp_path / file).write_bytes((trained / file).read_bytes())
+    text = (tmp_path / name).read_text()
+    assert change[0] in text
+    (tmp_path / name).write_text(text.replace(*change))
+    with pytest.raises(InputError, match=told):
+        load_member(tmp_path, machine)
+
+
+def test_weights_that_do_not_fit_are_told(trained: Path, machine: Machine, tmp_path: Path) -> None:
+    for file in ("config.yaml", "plan.json"):
+        (tmp_path / file).write_bytes((trained / file).read_bytes())
+    tensors = weights(trained)
+    tensors["decoder.logits.weight"] = tensors["decoder.logits.weight"][:1].clone()
+    from safetensors import safe_open
+
+    with safe_open(trained / "model.safetensors", framework="pt") as file:
+        save_file(tensors, tmp_path / "model.safetensors", file.metadata())
+    with pytest.raises(InputError, match=r"decoder\.logits\.weight"):
+        load_member(tmp_path, machine)
