@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from medvisionllama.data.decathlon import Case, Task
-from medvisionllama.data.nifti import read_grid, read_label_map, read_volume
+from medvisionllama.data.nifti import read_grid, read_label_map
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import Shape, ras_grid
 from medvisionllama.run_folder import FORMAT_VERSION, read_json, write_json
@@ -222,7 +222,7 @@ def _intensity_rules(task: Task, cases: Sequence[Case], protocol: Protocol) -> t
 def _foreground_sample(case: Case) -> np.ndarray[Any, np.dtype[np.float32]]:
     """``(M,n)`` intensities at foreground voxels, evenly thinned to a bounded number so that no case outweighs."""
     assert case.label is not None
-    image = read_volume(case.image).array
+    image = case.read_image().array
     inside = np.flatnonzero(read_label_map(case.label).array)
     inside = inside[:: max(1, len(inside) // FOREGROUND_SAMPLES_PER_CASE)]
     return image.reshape(-1, image.shape[-3] * image.shape[-2] * image.shape[-1])[:, inside]
