@@ -57,7 +57,17 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    for add in (_add_demo, _add_check, _add_plan, _add_train, _add_predict, _add_evaluate, _add_report):
+    for add in (
+        _add_demo,
+        _add_check,
+        _add_plan,
+        _add_train,
+        _add_predict,
+        _add_evaluate,
+        _add_report,
+        _add_blocks,
+        _add_models,
+    ):
         add(commands, common)
     return parser
 
@@ -308,6 +318,135 @@ def _report(options: argparse.Namespace) -> int:
 
     print(write_page(options.runs, options.out, images=not options.no_images))
     return DONE
+
+
+def _add_blocks(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = _command(commands, common, "blocks", "List, show or fetch language blocks.")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = _command(actions, common, "list", "Every language model known by name.")
+    listing.set_defaults(run=_blocks_list)
+    show = _command(actions, common, "show", "All that is known of one.")
+    show.add_argument("name", help="a name of the list, a hub id, or a folder")
+    show.set_defaults(run=_blocks_show)
+    fetch = _command(actions, common, "fetch", "Bring single layers here, by their own bytes alone.")
+    fetch.add_argument("name", help="a name of the list, a hub id, or a folder")
+    fetch.add_argument("--layer", type=int, nargs="+", default=[-1], help="negative counts from the end (default: -1)")
+    fetch.add_argument("--revision", help="branch, tag or commit on the hub")
+    fetch.add_argument("--whole-file", action="store_true", help="take whole files where single layers are not served")
+    fetch.add_argument("--offline", action="store_true", help="never ask a hub")
+    fetch.set_defaults(run=_blocks_fetch)
+    for action in (listing, show, fetch):
+        action.add_argument("--json", action="store_true")
+        action.add_argument("--cache", type=Path, help="folder for fetched blocks")
+
+
+def _blocks_list(options: argparse.Namespace) -> int:
+    from medvisionllama.language.listing import list_blocks
+    from medvisionllama.run_folder import to_json
+
+    blocks = list_blocks()
+    if options.json:
+        print(to_json([block.to_dict() for block in blocks]))
+        return DONE
+    rows = [
+        (
+            block.name,
+            block.hub_id or "",
+            block.family,
+            f"{block.width}",
+            f"{block.layers}",
+            f"{block.layer_parameters:,}",
+            block.licence or "",
+            "embedded" if block.embedded else "gated" if block.gated else "",
+        )
+        for block in blocks
+    ]
+    _print_table(("name", "hub id", "family", "width", "layers", "layer's parameters", "licence", ""), rows)
+    return DONE
+
+
+def _blocks_show(options: argparse.Namespace) -> int:
+    from medvisionllama.language.listing import show_block
+
+    _print_object(show_block(options.name, cache=options.cache), options.json)
+    return DONE
+
+
+def _blocks_fetch(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from medvisionllama.language.fetch import fetch_block
+
+    found = fetch_block(
+        options.name,
+        options.layer,
+        cache=options.cache,
+        revision=options.revision,
+        whole_file=options.whole_file,
+        offline=options.offline,
+        progress=_teller().bytes,
+    )
+    for result in found:
+        _print_object(asdict(result), options.json)
+    return DONE
+
+
+def _add_models(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = _command(commands, common, "models", "List networks, or show what one costs.")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = _command(actions, common, "list", "Every network known by name.")
+    listing.set_defaults(run=_models_list)
+    show = _command(actions, common, "show", "Parameters, trainable and frozen, and counted operations.")
+    show.add_argument("name")
+    show.add_argument("--input", default="128,128,128", help="voxels along I,J,K (default: %(default)s)")
+    show.add_argument("--block", help="another language block")
+    show.set_defaults(run=_models_show)
+    for action in (listing, show):
+        action.add_argument("--json", action="store_true")
+
+
+def _models_list(options: argparse.Namespace) -> int:
+    from medvisionllama.models.zoo import DESCRIPTIONS
+    from medvisionllama.run_folder import to_json
+
+    if options.json:
+        print(to_json([{"name": name, "description": text} for name, text in DESCRIPTIONS.items()]))
+    else:
+        _print_table(("name", "what it is"), list(DESCRIPTIONS.items()))
+    return DONE
+
+
+def _models_show(options: argparse.Namespace) -> int:
+    from medvisionllama.models.costs import cost_of
+    from medvisionllama.models.zoo import named, with_block
+
+    config = named(options.name)
+    if options.block:
+        config = with_block(config, options.block)
+    try:
+        i, j, k = (int(size) for size in options.input.split(","))
+        cost = cost_of(config, (i, j, k))
+    except ValueError as error:
+        raise InputError(f"--input {options.input}", got=str(error), expected="three sizes such as 64,64,40") from error
+    _print_object({"name": options.name} | cost.to_dict(), options.json)
+    return DONE
+
+
+def _print_object(content: dict[str, Any], as_json: bool) -> None:
+    from medvisionllama.run_folder import to_json
+
+    if as_json:
+        print(to_json(content))
+        return
+    width = max(len(key) for key in content)
+    for key, value in content.items():
+        print(f"{key.replace('_', ' '):<{width}}  {f'{value:,}' if type(value) is int else value}")
+
+
+def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    for row in (head, *rows):
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _machine(options: argparse.Namespace) -> Machine:

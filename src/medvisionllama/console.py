@@ -7,7 +7,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 T = TypeVar("T")
 # Where there is no terminal, at most one line in this many seconds.
@@ -56,6 +64,24 @@ class Teller:
     def note(self, text: str) -> None:
         """One line worth telling."""
         self._print(f"{self.title}: {text}" if self.title else text)
+
+    def bytes(self, what: str, arrived: int, total: int) -> None:
+        """Show how many of a download's bytes are here."""
+        last = arrived >= total
+        if not self.console.is_terminal:
+            if last or time.monotonic() - self._told_at > PLAIN_SECONDS:
+                self._told_at = time.monotonic()
+                self._print(f"Fetching {what}: {arrived / 1e6:.1f} of {total / 1e6:.1f} MB")
+            return
+        if self._bar is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=self.console)
+            self._bar.start()
+            self._task = self._bar.add_task(f"Fetching {what}", total=total)
+        assert self._task is not None
+        self._bar.update(self._task, completed=arrived)
+        if last:
+            self._stop()
 
     def _named(self, what: str) -> str:
         return f"{what} {self.title}".strip()
