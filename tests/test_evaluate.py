@@ -303,7 +303,7 @@ def test_only_the_cases_asked_for(folders):
 
 
 def test_predictions_without_a_reference_are_told(folders):
-    predictions, references, _ = folders
+    _predictions, references, _ = folders
     (references / "case_2.nii.gz").unlink()
     assert "case_2" in evaluate_folders(*folders)["notes"][0]
 
@@ -325,7 +325,7 @@ def test_another_grid_is_refused_unless_resampling_is_asked_for(folders):
 
 
 def test_without_a_dataset_classes_are_numbers_and_nsd_needs_a_tolerance(folders):
-    predictions, references, out = folders
+    predictions, references, _out = folders
     (references.parent / "dataset.json").unlink()
     for folder in (predictions, references):  # one case has no label 2, another a label 10
         array = read_label_map(folder / "case_0.nii.gz").array
@@ -340,7 +340,7 @@ def test_without_a_dataset_classes_are_numbers_and_nsd_needs_a_tolerance(folders
 
 
 def test_the_dataset_may_lie_elsewhere(folders, tmp_path):
-    predictions, references, out = folders
+    _predictions, references, _out = folders
     description = (references.parent / "dataset.json").rename(tmp_path / "dataset.json")
     assert "Anterior" in evaluate_folders(*folders, dataset=description)["classes"]
     assert "Anterior" in evaluate_folders(*folders, dataset=tmp_path)["classes"]
