@@ -19,21 +19,38 @@ Array = NDArray[Any]
 Affine = NDArray[np.float64]
 
 AFFINE_TOLERANCE_MM = 1e-3
+# Share of a voxel by which rounding may put a place on the wrong side of an edge.
+ROUNDING = 1e-6
 
 
-@dataclass(frozen=True)
+# Compared by same_as: == on arrays gives an array.
+@dataclass(frozen=True, eq=False)
 class Grid:
-    """Where voxels lie: how many along each axis, and the affine that takes voxel indices to RAS+ millimetres."""
+    """Where voxels lie: how many along each axis, and the affine that takes voxel indices to RAS+ millimetres.
+
+    Raises:
+        ValueError: An axis holds no voxel, or the affine is not 4x4, not finite, ends in another row than 0 0 0 1,
+            or is singular.
+    """
 
     shape: Shape
     affine: Affine
 
     def __post_init__(self) -> None:
-        affine = np.asarray(self.affine, dtype=np.float64)
-        if affine.shape != (4, 4) or not np.isfinite(affine).all():
-            raise ValueError(f"an affine is a finite 4x4 matrix, not {affine.shape}")
-        if abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-            raise ValueError("the affine is singular: at least one voxel axis has no length")
+        if len(self.shape) != 3 or min(self.shape) < 1:
+            raise ValueError(f"a grid has at least one voxel along each of three axes, not {self.shape}")
+        affine = np.array(self.affine, dtype=np.float64)
+        if affine.shape != (4, 4):
+            raise ValueError(f"an affine is a 4x4 matrix, not {affine.shape}")
+        if not np.isfinite(affine).all():
+            raise ValueError("the affine holds NaN or infinite numbers")
+        if not np.array_equal(affine[3], (0, 0, 0, 1)):
+            raise ValueError(f"an affine's last row is 0 0 0 1, not {affine[3]}")
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
+        # Of directions, not of the matrix: the voxels of a microscope are small, yet take up room.
+        if not lengths.all() or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6:
+            raise ValueError("the affine is singular: voxel axes have no length, or lie in one plane")
+        affine.flags.writeable = False
         object.__setattr__(self, "affine", affine)
 
     @property
@@ -82,7 +99,7 @@ class Grid:
         return Grid(shape, affine)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Volume:
     """An image or label map together with its place in the world.
 
@@ -183,7 +200,8 @@ def resize(array: Array, shape: Shape, order: Literal[0, 1]) -> Array:
         shape: The new ``(I,J,K)``.
         order: 0 for labels (nearest voxel), 1 for images and probabilities (linear, one axis after another).
 
-    Edges are held, never extrapolated. Nearest takes the lower voxel at an exact tie.
+    Edges are held, never extrapolated. Nearest takes the lower voxel at an exact tie. Whole numbers turn float where
+    they are interpolated. An array that has the shape already is returned itself.
     """
     lead = array.ndim - 3
     for axis, size in enumerate(shape):
@@ -208,13 +226,24 @@ def _resize_axis(array: Array, axis: int, size: int, order: Literal[0, 1]) -> Ar
 
 
 def resample_onto(volume: Volume, grid: Grid, order: Literal[0, 1]) -> Volume:
-    """Look ``volume`` up at the voxel centres of any other grid, however turned (0 nearest, 1 linear); outside is 0.
+    """Look ``volume`` up at the voxel centres of any other grid, however turned (0 nearest, 1 linear).
 
-    For grids that fill the same box along the same axes, :func:`resize` does the same faster.
+    Outside the box that the volume's voxels fill it is 0; between its outer voxels' centres and their outer faces the
+    edge is held. For grids that fill the same box along the same axes, :func:`resize` does the same faster.
     """
     to_voxel = np.linalg.inv(volume.affine) @ grid.affine
     indices = np.indices(grid.shape, dtype=np.float64).reshape(3, -1)
     where = to_voxel[:3, :3] @ indices + to_voxel[:3, 3:]
-    channels = volume.array if volume.array.ndim == 4 else volume.array[None]
-    found = [map_coordinates(c, where, order=order, mode="constant").reshape(grid.shape) for c in channels]
-    return Volume(np.stack(found) if volume.array.ndim == 4 else found[0], grid.affine)
+    last = np.array(volume.grid.shape)[:, None] - 1
+    inside = (np.abs(where - last / 2) <= last / 2 + 0.5 + ROUNDING).all(axis=0)
+    where = np.clip(where[:, inside], 0, last)
+    channels = volume.array.reshape(-1, *volume.grid.shape)
+    dtype = volume.array.dtype if order == 0 else np.result_type(volume.array.dtype, np.float32)
+    found = np.zeros((len(channels), inside.size), dtype)
+    if order == 0:
+        # Rounded as in resize: the lower voxel at a tie, however a turned grid's arithmetic jitters about it.
+        found[:, inside] = channels[:, *np.ceil(where - 0.5 - ROUNDING).astype(np.intp)]
+    else:
+        for channel, values in zip(channels, found, strict=True):
+            values[inside] = map_coordinates(channel.astype(dtype, copy=False), where, order=1, mode="nearest")
+    return Volume(found.reshape(*volume.array.shape[:-3], *grid.shape), grid.affine)
