@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from medvisionllama.errors import InputError
+from medvisionllama.whole_file import whole_file
 
 NOTES = "notes"
 
@@ -22,16 +22,14 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, 
     """Write tensors and JSON notes into one safetensors file; a reader sees the old file or the new one.
 
     Raises:
-        InputError: The folder cannot be written.
+        InputError: The folder cannot be written, or has no room.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, {NOTES: json.dumps(notes)})
-        part.replace(path)
-    except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
-        raise InputError(f"cannot write {path}", got=str(error), mend="Choose a folder with room.") from error
+    text = json.dumps(notes)
+    with whole_file(path) as part:
+        try:
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, {NOTES: text})
+        except SafetensorError as error:  # how safetensors tells of a full disk
+            raise OSError(str(error)) from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -42,12 +40,16 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            notes = json.loads((file.metadata() or {})[NOTES])
-            return {name: file.get_tensor(name) for name in file.keys()}, notes  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+            text = (file.metadata() or {}).get(NOTES)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        notes = json.loads(text) if text is not None else None
+    except (OSError, SafetensorError, ValueError) as error:
         raise InputError(
             f"cannot read {path}", got=str(error), mend="The file is missing or damaged: train again."
         ) from error
+    if not isinstance(notes, dict):
+        raise InputError(f"{path} holds no notes of ours", mend="Name a file that `medvisionllama train` wrote.")
+    return tensors, notes
 
 
 def model_tensors(model: nn.Module, left_out: Iterable[str] = ()) -> dict[str, Tensor]:

@@ -9,20 +9,23 @@ protocol a part's files lie one level lower, in ``native/`` and ``model/``.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from medvisionllama.errors import InputError
+from medvisionllama.whole_file import FREE_OR_ELSEWHERE, whole_file
 
 METRICS = ("dice", "jaccard", "accuracy", "precision", "recall", "specificity", "hd95_mm", "nsd")
 FORMAT_VERSION = 1
 PARTS = ("validation", "test")
 GRIDS = ("native", "model")
+SCORE_COLUMNS = ("case", "class", "metric", "value")
+_EVALUATE_AGAIN = "Write it anew with `medvisionllama evaluate`."
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class RunFolder:
 
     def folds(self) -> list[RunFolder]:
         """The runs below ``RUN/fold_0..4`` in order, or this run alone where it has no folds."""
-        folders = sorted(self.path.glob("fold_[0-9]*"), key=lambda p: int(p.name.removeprefix("fold_")))
+        number = {p: p.name.removeprefix("fold_") for p in self.path.glob("fold_*") if p.is_dir()}
+        folders = sorted((p for p in number if number[p].isdecimal()), key=lambda p: int(number[p]))
         return [RunFolder(p) for p in folders] or [self]
 
     def part(self, part: str, grid: str | None = None) -> Path:
@@ -60,9 +64,18 @@ class RunFolder:
         return self.path / part / grid if grid else self.path / part
 
     def append_log(self, entry: dict[str, Any]) -> None:
-        """Add one line to ``log.jsonl``."""
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(to_json(entry, indent=None) + "\n")
+        """Add one line to ``log.jsonl``.
+
+        Raises:
+            InputError: The folder cannot be written, or has no room.
+        """
+        try:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(to_json(entry, indent=None) + "\n")
+        except OSError as error:
+            raise InputError(
+                f"cannot write {self.log}", got=error.strerror or str(error), mend=FREE_OR_ELSEWHERE
+            ) from error
 
     def read_log(self) -> list[dict[str, Any]]:
         """All log entries; a line torn by a crash is left out."""
@@ -77,7 +90,8 @@ class RunFolder:
 
 
 def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text(encoding="utf-8").splitlines():
+    # A crash may tear a letter of several bytes. Not splitlines: it also breaks at letters JSON leaves in a string.
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             yield json.loads(line)
         except json.JSONDecodeError:
@@ -103,17 +117,10 @@ def write_text(path: Path, text: str) -> None:
     """Write a whole file or nothing: a reader never sees half of it.
 
     Raises:
-        InputError: The folder cannot be written.
+        InputError: The folder cannot be written, or has no room.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with whole_file(path) as part:
         part.write_text(text, encoding="utf-8", newline="\n")
-        part.replace(path)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path}", got=error.strerror or str(error), mend="Choose a folder you may write to."
-        ) from error
 
 
 def write_json(path: Path, value: object) -> None:
@@ -136,36 +143,47 @@ def read_json(path: Path) -> Any:
 
 
 def write_scores(path: Path, rows: Iterable[ScoreRow]) -> None:
-    """Write ``scores.csv`` (``case,class,metric,value``); NaN is an empty value."""
-    lines = ["case,class,metric,value"]
+    """Write ``scores.csv`` (``case,class,metric,value``); NaN is an empty value.
+
+    Raises:
+        InputError: The folder cannot be written, or has no room.
+    """
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(SCORE_COLUMNS)
     for row in rows:
         value = "" if math.isnan(row.value) else f"{row.value:.9g}"
-        lines.append(",".join([_quote(row.case), _quote(row.class_name), row.metric, value]))
-    write_text(path, "\n".join(lines) + "\n")
-
-
-def _quote(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\n\r') else text
+        table.writerow((row.case, row.class_name, row.metric, value))
+    write_text(path, text.getvalue())
 
 
 def read_scores(path: Path) -> list[ScoreRow]:
     """Read ``scores.csv``.
 
     Raises:
-        InputError: The file is missing or has other columns.
+        InputError: The file is missing, has other columns, or a line of it cannot be understood.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            if reader.fieldnames != ["case", "class", "metric", "value"]:
-                raise InputError(f"{path} is no score table", expected="the columns case,class,metric,value")
-            return [
-                ScoreRow(r["case"], r["class"], r["metric"], float(r["value"]) if r["value"] else math.nan)
-                for r in reader
-            ]
+        with path.open(encoding="utf-8-sig", newline="") as file:  # a spreadsheet saves it with a byte order mark
+            lines = list(csv.reader(file))
     except OSError as error:
         raise InputError(
             f"cannot read {path}",
             got=error.strerror or str(error),
             mend="Run `medvisionllama evaluate` first.",
+        ) from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no score table", got=str(error), mend=_EVALUATE_AGAIN) from error
+    if not lines or tuple(lines[0]) != SCORE_COLUMNS:
+        raise InputError(f"{path} is no score table", expected=f"the columns {','.join(SCORE_COLUMNS)}")
+    return [_score_row(path, number, line) for number, line in enumerate(lines[1:], start=2) if line]
+
+
+def _score_row(path: Path, number: int, line: list[str]) -> ScoreRow:
+    try:
+        case, class_name, metric, value = line
+        return ScoreRow(case, class_name, metric, float(value) if value else math.nan)
+    except ValueError as error:
+        raise InputError(
+            f"{path} cannot be understood at row {number}", got=",".join(line), mend=_EVALUATE_AGAIN
         ) from error

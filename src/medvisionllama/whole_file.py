@@ -1,0 +1,38 @@
+"""Files that are written whole or not at all. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from medvisionllama.errors import InputError
+
+FREE_OR_ELSEWHERE = "Choose a folder you may write to, with room."
+
+
+@contextmanager
+def whole_file(path: Path, mend: str = FREE_OR_ELSEWHERE) -> Iterator[Path]:
+    """A path beside ``path`` to write to; what is there when the block ends takes the place of ``path`` at once.
+
+    Any fault within the block leaves the old file as it was and no litter. The name is drawn at random, since two
+    machines that share a folder may well give their processes one number.
+
+    Args:
+        path: The file to write; its folder is made.
+        mend: What the user can do where the folder cannot be written.
+
+    Raises:
+        InputError: The folder cannot be written, or has no room.
+    """
+    part = path.with_name(f".{uuid4().hex[:12]}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield part
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {path}", got=error.strerror or str(error), mend=mend) from error
