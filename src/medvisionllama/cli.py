@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     for add in (
         _add_demo,
+        _add_download,
         _add_check,
         _add_plan,
         _add_train,
@@ -117,6 +118,22 @@ def _demo(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _add_download(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = _command(commands, common, "download", "Bring one of the ten Decathlon tasks here.")
+    parser.add_argument("task", help="such as Task04_Hippocampus")
+    parser.add_argument("--to", type=Path, required=True, help="folder to put the task's folder in")
+    parser.set_defaults(run=_download)
+
+
+def _download(options: argparse.Namespace) -> int:
+    from medvisionllama.data.download import download_task
+
+    teller = _teller()
+    told = download_task(options.task, options.to, progress=lambda done, total: teller.bytes(options.task, done, total))
+    print(told)
+    return DONE
+
+
 def _add_check(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = _command(commands, common, "check", "Look through a data set for everything that would go wrong.")
     parser.add_argument("dataset", type=Path)
@@ -128,7 +145,7 @@ def _check(options: argparse.Namespace) -> int:
     from medvisionllama.data.check import check_task
     from medvisionllama.run_folder import to_json
 
-    report = check_task(options.dataset)
+    report = check_task(options.dataset, progress=_teller().counted("Checking"))
     if options.json:
         print(to_json(report.to_dict()))
     else:
@@ -177,6 +194,9 @@ def _add_train(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--grid", type=_positive, default=128, help="edge of the paper protocol's grid")
     parser.add_argument("--recipe", help="native, paper-v1, paper-v2, or a YAML file (default: by protocol)")
     parser.add_argument("--splits", type=Path, help="splits.json (default: drawn with seed 0)")
+    parser.add_argument(
+        "--patient", metavar="PATTERN", help="regular expression that finds the patient in a case's name"
+    )
     parser.add_argument("--fold", default="0", help="which part validates: 0 to 4, or all (default: %(default)s)")
     parser.add_argument("--fraction", type=float, default=1.0, help="share of the training patients (few-shot)")
     parser.add_argument("--seed", type=int, default=0)
@@ -198,7 +218,7 @@ def _train(options: argparse.Namespace) -> int:
 
     machine = _machine(options)
     names = [case.name for case in read_task(options.dataset).cases]
-    splits = read_splits(options.splits) if options.splits else make_splits(names)
+    splits = read_splits(options.splits) if options.splits else make_splits(names, patient_of=options.patient)
     folds = range(len(splits.folds)) if options.fold == "all" else [_whole(options.fold, "--fold")]
     for fold in folds:
         folder = options.folder / f"fold_{fold}" if options.fold == "all" else options.folder

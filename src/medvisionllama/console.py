@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -65,6 +65,21 @@ class Teller:
         """One line worth telling."""
         self._print(f"{self.title}: {text}" if self.title else text)
 
+    def counted(self, what: str) -> Callable[[int, int], None]:
+        """A function to be told how many items are done, of how many."""
+
+        def tell(done: int, total: int) -> None:
+            last = done >= total
+            if self.console.is_terminal:
+                self._draw(done, total, "", what)
+                if last:
+                    self._stop()
+            elif time.monotonic() - self._told_at > PLAIN_SECONDS:
+                self._told_at = time.monotonic()
+                self._print(f"{self._named(what)} {done}/{total}")
+
+        return tell
+
     def bytes(self, what: str, arrived: int, total: int) -> None:
         """Show how many of a download's bytes are here."""
         last = arrived >= total
@@ -114,11 +129,11 @@ class Teller:
         )
         return Progress(*columns, console=self.console)
 
-    def _draw(self, step: int, steps: int, told: str) -> None:
+    def _draw(self, step: int, steps: int, told: str, what: str = "Training") -> None:
         if self._bar is None:
             self._bar = self._new_bar()
             self._bar.start()
-            self._task = self._bar.add_task(self._named("Training"), total=steps, told="")
+            self._task = self._bar.add_task(self._named(what), total=steps, told="")
         assert self._task is not None
         self._bar.update(self._task, completed=step, told=told)
 
