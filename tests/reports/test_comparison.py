@@ -33,8 +33,8 @@ def folder(path, values, classes=CLASSES, cases=None, **summary):
 @pytest.fixture
 def values():
     generator = np.random.default_rng(0)
-    first = generator.uniform(0.6, 0.9, (2, 12))
-    return first, np.clip(first + generator.normal(0.03, 0.02, (2, 12)), 0, 1), first + 1e-9
+    first = generator.uniform(0.6, 0.9, (2, 16))
+    return first, np.clip(first + generator.normal(0.03, 0.02, (2, 16)), 0, 1), first + 1e-9
 
 
 def cell(result, class_name, metric, second):
@@ -49,7 +49,7 @@ def test_cells_are_scipys_tests_on_the_same_cases(tmp_path, values):
     found = cell(result, "posterior", "dice", "b")
     assert found["t_p"] == pytest.approx(stats.ttest_rel(second[1], first[1]).pvalue, rel=1e-4)
     assert found["wilcoxon_p"] == pytest.approx(stats.wilcoxon(second[1], first[1]).pvalue)
-    assert found["n"] == 12
+    assert found["n"] == 16
     assert found["difference"] == pytest.approx((second[1] - first[1]).mean(), rel=1e-6)
     assert (found["better"], cell(result, "posterior", "hd95_mm", "b")["better"]) == ("b", "a")
     overall = cell(result, OVERALL, "dice", "b")
@@ -61,7 +61,7 @@ def test_the_order_of_cases_and_classes_does_not_matter(tmp_path, values):
     first, second, _ = values
     a, b = folder(tmp_path / "a", first), folder(tmp_path / "b", second)
     expected = compare_folders([a, b])["comparisons"]
-    cases = [f"case_{n:02d}" for n in range(12)][::-1]
+    cases = [f"case_{n:02d}" for n in range(16)][::-1]
     folder(tmp_path / "b", second[::-1, ::-1], CLASSES[::-1], cases)
     assert compare_folders([a, b])["comparisons"] == expected
 
@@ -101,8 +101,8 @@ def test_regions_are_compared_but_are_no_part_of_overall(tmp_path, values):
 def test_unpaired_cases_are_refused_by_name(tmp_path, values):
     first, second, _ = values
     a = folder(tmp_path / "a", first)
-    b = folder(tmp_path / "b", second[:, :11])
-    with pytest.raises(InputError, match="case_11 only in a"):
+    b = folder(tmp_path / "b", second[:, :15])
+    with pytest.raises(InputError, match="case_15 only in a"):
         compare_folders([a, b])
     folder(tmp_path / "b", second, classes=("ante|rior_1", "head"))
     with pytest.raises(InputError, match="posterior only in a, head only in b"):
