@@ -522,6 +522,7 @@ def test_damaged_weights_are_refused(checkpoint_of: CheckpointOf, tmp_path: Path
     "fields",
     [
         {"layers": ()},
+        {"layers": "-1"},
         {"init": "best"},
         {"dtype": "int8"},
         {"lora_rank": -1},

@@ -168,6 +168,15 @@ def test_authorisation_does_not_follow_a_redirect(fake_hub: FakeHub, medium_llam
     assert {one.authorization for one in storage} == {None}
 
 
+def test_the_hub_librarys_token_is_found(
+    fake_hub: FakeHub, medium_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_hub.models[MODEL] = medium_llama
+    fake_hub.gated.add(MODEL)
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    assert fetch(fake_hub, tmp_path).bytes_fetched > 0
+
+
 @pytest.mark.parametrize(("token", "words"), [(None, "no token was sent"), ("wrong", "gives no access")])
 def test_a_gated_models_refusal_says_what_to_do(
     token: str | None, words: str, fake_hub: FakeHub, medium_llama: Path, tmp_path: Path

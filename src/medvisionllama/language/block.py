@@ -63,8 +63,12 @@ class BlockConfig:
         # Configurations arrive from YAML and JSON too, where a tuple is a list.
         object.__setattr__(self, "layers", tuple(self.layers))
         object.__setattr__(self, "lora_targets", tuple(self.lora_targets))
-        if not self.layers:
-            raise InputError("a language block needs a layer", got="layers ()", mend="Use layers (-1,).")
+        if not self.layers or not all(isinstance(layer, int) for layer in self.layers):
+            raise InputError(
+                "a language block needs the numbers of its layers",
+                got=f"layers {self.layers}",
+                mend="Use layers (-1,) for the last.",
+            )
         if self.init not in _INITS:
             raise InputError("unknown block init", got=repr(self.init), expected="one of " + ", ".join(_INITS))
         if self.dtype not in _DTYPES:

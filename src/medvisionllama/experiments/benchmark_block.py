@@ -1,0 +1,304 @@
+"""How fast and how large a language block is, as ratios to what it cannot do without.
+
+Speed is one forward and backward pass over the time of the bare matrix products in it, timed in turns in one
+run with the same library: the products with each weight, forward and for the gradient of the input (frozen
+weights need no third), and the attention's. Memory is counted in a fresh process after imports.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import platform
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from medvisionllama.language.block import BlockConfig, LanguageBlock, load_block, meta_block
+from medvisionllama.language.catalog import CATALOG
+
+TOKENS = (64, 216, 512, 4096)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One number of tokens, timed. Seconds are the best of all repeats."""
+
+    tokens: int
+    forward_s: float
+    backward_s: float
+    bare_products_s: float
+    ratio: float
+    """Best forward plus best backward over the best of the bare products."""
+    ratio_median: float
+    """Median over repeats of the same ratio, each repeat timing both in turn."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """One number of tokens, with the graph of one forward pass alive."""
+
+    tokens: int
+    layer_bytes: int
+    """Bytes of the block's weights."""
+    saved_bytes: int
+    """Bytes of what autograd keeps for the backward pass, counted by hooks, each storage once."""
+    grown_bytes: int
+    """Growth of the resident memory (on a GPU: of the allocated memory) since the imports."""
+    held_bytes: int
+    """The same after the C library has given back what is free: what is in use."""
+    ratio: float
+    """`(grown - saved) / layer`: what the layer costs beside its activations."""
+    held_ratio: float
+    """`(held - saved) / layer`."""
+    peak_bytes: int
+    """The largest growth until the end of the backward pass."""
+    frozen_gradient_bytes: int
+    """Gradients of frozen weights after the backward pass."""
+
+
+def benchmark_block(
+    *,
+    source: str = "llama-3.1-8b",
+    tokens: tuple[int, ...] = TOKENS,
+    dtype: str = "bfloat16",
+    repeats: int = 5,
+    device: str = "cpu",
+    threads: int | None = None,
+    with_memory: bool = True,
+) -> dict[str, Any]:
+    """Time and weigh one block of a language model's shape, with random weights (no file is needed).
+
+    Args:
+        source: A name of the catalog.
+        tokens: Numbers of tokens, in a batch of one.
+        dtype: Number format of the weights.
+        repeats: How often each is timed; from 2,048 tokens on, a third as often.
+        device: `cpu` or a CUDA device.
+        threads: Threads of torch; None leaves its own choice.
+        with_memory: Whether to count memory too, in fresh processes.
+
+    Returns:
+        A JSON-ready object: `speed` and `memory` with one entry for each number of tokens, and what it ran on.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    config = BlockConfig(source=source, layers=(0,), init="random", dtype=dtype)  # type: ignore[arg-type]
+    block = load_block(config, offline=True).to(device)
+    load_before = _load_average()
+    speed = [_time(block, n, repeats if n < 2048 else max(1, repeats // 3)) for n in tokens]
+    memory: list[Memory] = []
+    if with_memory:
+        with TemporaryDirectory() as folder:
+            _write_checkpoint(block, Path(folder))
+            del block
+            gc.collect()
+            memory = [_weigh_apart(Path(folder), n, dtype, device) for n in tokens]
+    return {
+        "benchmark": "block",
+        "source": source,
+        "dtype": dtype,
+        "device": torch.cuda.get_device_name(device) if device != "cpu" else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "load_average": [load_before, _load_average()],
+        "speed": [asdict(one) for one in speed],
+        "memory": [asdict(one) for one in memory],
+    }
+
+
+def _load_average() -> float | None:
+    """How many processes want a processor, where the system says so: a busy machine blurs the timings."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def _time(block: LanguageBlock, n_tokens: int, repeats: int) -> Speed:
+    device = next(block.parameters()).device
+    tokens = torch.randn(1, n_tokens, block.width, device=device, dtype=block.base_dtype, requires_grad=True)
+    products = bare_products(block, n_tokens)
+    gradient = torch.randn_like(tokens)
+    timings = []
+    for repeat in range(repeats + 1):
+        bare_s = _seconds(products, device)
+        results: list[Tensor] = []
+        forward_s = _seconds(lambda kept=results: kept.append(block(tokens)), device)  # type: ignore[misc]
+        backward_s = _seconds(lambda kept=results: kept[0].backward(gradient), device)  # type: ignore[misc]
+        if repeat > 0:  # the first warms caches up
+            timings.append((forward_s, backward_s, bare_s))
+    forward_s, backward_s, bare_s = (min(column) for column in zip(*timings, strict=True))
+    return Speed(
+        tokens=n_tokens,
+        forward_s=forward_s,
+        backward_s=backward_s,
+        bare_products_s=bare_s,
+        ratio=(forward_s + backward_s) / bare_s,
+        ratio_median=median((one[0] + one[1]) / one[2] for one in timings),
+    )
+
+
+def _seconds(act: Callable[[], object], device: torch.device) -> float:
+    _wait(device)
+    start = perf_counter()
+    act()
+    _wait(device)
+    return perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def bare_products(block: LanguageBlock, n_tokens: int) -> Callable[[], None]:
+    """The matrix products without which the block cannot be computed and differentiated, ready to be timed.
+
+    For each weight (out, in): tokens times its transpose, and a gradient times it. For the attention of H
+    heads: scores and attended values, and the four products of their gradients. Results of the attention's
+    products go to buffers made beforehand, as fused kernels never hold them whole.
+    """
+    model = block.model_config
+    dtype = block.base_dtype
+    weights = [part.weight for part in block.layers.modules() if isinstance(part, nn.Linear)]
+    device = weights[0].device
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, device=device, dtype=dtype)
+
+    rows = {width: noise(n_tokens, width) for weight in weights for width in weight.shape}
+    heads = int(model.num_attention_heads)
+    groups = int(getattr(model, "num_key_value_heads", None) or heads)
+    head_width = int(getattr(model, "head_dim", None) or model.hidden_size // heads)
+    long = heads // groups * n_tokens
+    queries, keys = noise(groups, long, head_width), noise(groups, n_tokens, head_width)
+    scores = torch.empty(groups, long, n_tokens, device=device, dtype=dtype)
+    attended, turned = torch.empty_like(queries), torch.empty_like(keys)
+
+    @torch.no_grad()
+    def run() -> None:
+        for weight in weights:
+            rows[weight.shape[1]] @ weight.T
+        for weight in weights:
+            rows[weight.shape[0]] @ weight
+        for _ in range(2):  # six in all: two results of the scores' shape, two of the queries', two of the keys'
+            torch.matmul(queries, keys.transpose(1, 2), out=scores)
+            torch.matmul(scores, keys, out=attended)
+            torch.matmul(scores.transpose(1, 2), queries, out=turned)
+
+    return run
+
+
+def _write_checkpoint(block: LanguageBlock, folder: Path) -> None:
+    """The block as a one-layer model in Hugging Face layout."""
+    layer_prefix = block.family.layer_prefixes[0].format(i=0)
+    norm_prefix = (*block.family.norm_prefixes, "")[0]
+    tensors = {
+        name.replace("layers.0.", layer_prefix, 1)
+        if name.startswith("layers.")
+        else name.replace("norm.", norm_prefix, 1): value.cpu()
+        for name, value in block.state_dict().items()
+    }
+    save_file(tensors, folder / "model.safetensors")
+    entry = next(entry for entry in CATALOG.values() if entry.hub_id == block.identity.id)
+    numbers = dict(entry.numbers) | {"num_hidden_layers": 1}
+    (folder / "config.json").write_text(json.dumps(numbers), encoding="utf-8")
+
+
+def _weigh_apart(folder: Path, n_tokens: int, dtype: str, device: str) -> Memory:
+    """`weigh` in a process of its own, whose memory nothing else has touched."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(weigh, folder, n_tokens, dtype, device, torch.get_num_threads()).result()
+
+
+def weigh(folder: Path, n_tokens: int, dtype: str, device: str, threads: int) -> Memory:
+    """Count the memory of one block of a checkpoint folder, and of one pass through it.
+
+    Args:
+        folder: The checkpoint, in Hugging Face layout; its layer 0 is used.
+        n_tokens: Number of tokens, in a batch of one.
+        dtype: Number format of the weights.
+        device: `cpu` (Linux only: its /proc is read) or a CUDA device.
+        threads: Threads of torch.
+    """
+    torch.set_num_threads(threads)
+    config = BlockConfig(source=str(folder), layers=(0,), dtype=dtype)  # type: ignore[arg-type]
+    meta_block(config)  # imports what it needs
+    warm = torch.randn(64, 64, dtype=torch.bfloat16, device=device)
+    (warm @ warm).float().softmax(-1)
+    gc.collect()
+    meter = _Meter(torch.device(device))
+    block = load_block(config).to(device)
+    tokens = torch.randn(1, n_tokens, block.width, device=device, dtype=block.base_dtype, requires_grad=True)
+    frozen = {weight.untyped_storage().data_ptr() for weight in block.parameters()}
+    saved: dict[int, int] = {}
+
+    def see(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in frozen:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(see, lambda tensor: tensor):
+        result = block(tokens)
+    grown, held = meter.grown(), meter.held()
+    result.sum().backward()
+    layer = sum(weight.nbytes for weight in block.parameters())
+    kept = sum(saved.values())
+    return Memory(
+        tokens=n_tokens,
+        layer_bytes=layer,
+        saved_bytes=kept,
+        grown_bytes=grown,
+        held_bytes=held,
+        ratio=(grown - kept) / layer,
+        held_ratio=(held - kept) / layer,
+        peak_bytes=meter.peak(),
+        frozen_gradient_bytes=sum(w.grad.nbytes for w in block.parameters() if w.grad is not None),
+    )
+
+
+class _Meter:
+    """Memory in use since the meter was made."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.at_start = self._now()
+
+    def grown(self) -> int:
+        return self._now() - self.at_start
+
+    def held(self) -> int:
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):  # glibc keeps freed memory for itself until asked
+            libc.malloc_trim(0)
+        return self._now() - self.at_start
+
+    def peak(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) - self.at_start
+        return _status_bytes("VmHWM") - self.at_start
+
+    def _now(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.memory_allocated(self.device)
+        return _status_bytes("VmRSS")
+
+
+def _status_bytes(field: str) -> int:
+    """A field of this process's status on Linux."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
