@@ -23,6 +23,7 @@ from medvisionllama.reports.mosaic import CONVENTION, case_mosaic
 from medvisionllama.reports.run_contents import Picture, RunContents, ScoredPart, read_picture, read_runs
 from medvisionllama.reports.score_table import ALL_CLASSES, TABLE_METRICS, ClassScores, overall, score_table
 from medvisionllama.reports.statistics import Summary
+from medvisionllama.reports.viewer import ViewerCase, copy_viewer, viewer_is_there, write_case
 from medvisionllama.reports.volumes import limits_of_agreement, structure_volumes
 from medvisionllama.run_folder import METRICS, write_text
 
@@ -49,10 +50,10 @@ class Drawing:
 
 @dataclass(frozen=True)
 class CasePicture:
-    """A chosen case: why it was chosen, its name, its Dice and its drawing."""
+    """A chosen case: why it was chosen, its arrays, its Dice and its drawing."""
 
     why: str
-    case: str
+    picture: Picture
     dice: float
     drawing: Drawing
 
@@ -87,6 +88,7 @@ def write_page(runs: Sequence[Path], out: Path, *, images: bool = True) -> Path:
     contents = read_runs(runs)
     gallery = _Gallery(out / "figures")
     parts = [_part_view(title, contents, gallery, images) for title in _part_titles(contents)]
+    viewer_cases = _fill_viewer(parts, out / "viewer")
     page = _environment().get_template("page.html.jinja")
     text = page.render(
         runs=contents,
@@ -97,6 +99,8 @@ def write_page(runs: Sequence[Path], out: Path, *, images: bool = True) -> Path:
         notes=_comparability(contents),
         facts=[(name, [_said(tell, run) for run in contents]) for name, tell in FACTS],
         images=images,
+        viewer_cases=viewer_cases,
+        viewer_there=viewer_is_there(),
         convention=CONVENTION,
         metrics=METRICS,
         made_by=_version(),
@@ -201,11 +205,8 @@ def _chosen_cases(
         except InputError as error:
             notes.append(str(error))
             continue
-        pictures.append(
-            CasePicture(
-                why, case, dice[case], _mosaic(run, picture, dice[case], f"{slug}-{why}".replace(" ", "-"), gallery)
-            )
-        )
+        mosaic = _mosaic(run, picture, dice[case], f"{slug}-{why}".replace(" ", "-"), gallery)
+        pictures.append(CasePicture(why, picture, dice[case], mosaic))
     return pictures
 
 
@@ -235,6 +236,20 @@ def _mosaic(run: RunContents, picture: Picture, dice: float, slug: str, gallery:
         f"Case {picture.case} by {run.label}: axial, coronal and sagittal slice with {outlines}. Mean Dice {dice:.3f}."
     )
     return gallery.picture(figure, f"case-{slug}", picture.case, description)
+
+
+def _fill_viewer(parts: Sequence[PartView], out: Path) -> list[ViewerCase]:
+    """Write the viewer and the chosen cases' volumes beside the page; only the list where NiiVue is not installed."""
+    chosen = [(view, run, case) for view in parts for run, cases in view.pictures for case in cases]
+    if not chosen or not viewer_is_there():
+        return [ViewerCase(case.picture.case) for _, _, case in chosen]
+    copy_viewer(out)
+    several = len({run.label for _, run, _ in chosen}) > 1
+    cases = []
+    for place, (view, run, case) in enumerate(chosen, start=1):
+        title = f"{case.picture.case}, {case.why} of {view.title}{f' by {run.label}' if several else ''}"
+        cases.append(write_case(case.picture, title, run.class_names, out, f"case-{place}"))
+    return cases
 
 
 def _curves(runs: Sequence[RunContents], gallery: _Gallery) -> list[Drawing]:
@@ -304,6 +319,7 @@ def _environment() -> Environment:
         "duration": duration,
         "count": _count,
         "overall": overall,
+        "as_dict": ViewerCase.as_dict,
     }
     environment.filters.update(filters)
     environment.globals["metric_titles"] = figures.METRIC_TITLES

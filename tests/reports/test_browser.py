@@ -1,0 +1,211 @@
+"""The page in a real Chromium: offline, quiet, legible, reachable by keyboard, and its viewer draws.
+
+Screenshots are left in ``build/screenshots`` to be looked at.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import CHROMIUM, Browser
+from run_maker import make_run
+
+from medvisionllama.reports.mosaic import PLANES, fullest_slice
+from medvisionllama.reports.page import write_page
+from medvisionllama.reports.run_contents import read_picture
+from medvisionllama.reports.viewer import viewer_is_there
+
+ROOT = Path(__file__).resolve().parents[2]
+AXE = ROOT / "viewer" / "node_modules" / "axe-core" / "axe.min.js"
+SCREENSHOTS = ROOT / "build" / "screenshots"
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+needs_viewer = pytest.mark.skipif(not viewer_is_there(), reason="no NiiVue: run npm ci --prefix viewer")
+needs_axe = pytest.mark.skipif(not AXE.is_file(), reason="no axe-core: run npm ci --prefix viewer")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    with Browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def _forget(browser: Browser) -> None:
+    browser.requests.clear()
+    browser.complaints.clear()
+
+
+@pytest.fixture(scope="module")
+def page(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_page([run], tmp_path_factory.mktemp("page"))
+
+
+@pytest.fixture(scope="module")
+def comparison(rivals: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_page(rivals, tmp_path_factory.mktemp("comparison"))
+
+
+def open_viewer(browser: Browser) -> None:
+    browser.ask("document.querySelector('#viewer-controls button').click()")
+    browser.wait_for(
+        "document.querySelector('#viewer-stage').dataset.shown || document.querySelector('#viewer-fault').textContent"
+    )
+
+
+def slide(browser: Browser, slider: str, value: float) -> None:
+    browser.ask(
+        f"(e => {{ e.value = {value}; e.dispatchEvent(new Event('input')); }})(document.querySelector('#{slider}'))"
+    )
+
+
+def test_opens_from_disk_without_a_request_leaving_or_a_complaint(browser: Browser, comparison: Path) -> None:
+    seconds = browser.open(comparison)
+    browser.screenshot(SCREENSHOTS / "comparison.png")
+    assert seconds < 2
+    assert browser.complaints == []
+    assert comparison.as_uri() in browser.requests
+    assert all(address.startswith(("file:", "data:")) for address in browser.requests)
+    assert browser.ask("[...document.images].every(image => image.complete && image.naturalWidth > 300)")
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_nothing_sticks_out_sideways(browser: Browser, comparison: Path, width: int, dark: bool) -> None:
+    browser.open(comparison, width=width, dark=dark)
+    browser.screenshot(SCREENSHOTS / f"{width}-{'dark' if dark else 'light'}.png")
+    assert browser.ask("document.documentElement.scrollWidth") <= width
+
+
+def test_dark_is_dark_and_print_is_white(browser: Browser, page: Path) -> None:
+    def ground() -> str:
+        return str(browser.ask("getComputedStyle(document.body).backgroundColor"))
+
+    browser.open(page, dark=True)
+    assert ground() == "rgb(18, 22, 21)"
+    browser.open(page)
+    assert ground() == "rgb(251, 251, 248)"
+    browser.open(page, dark=True, media="print")
+    assert ground() == "rgb(255, 255, 255)"
+    assert browser.ask("getComputedStyle(document.querySelector('.chart svg')).color") == "rgb(0, 0, 0)"
+
+
+@needs_axe
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_axe_finds_no_serious_fault(browser: Browser, comparison: Path, width: int, dark: bool) -> None:
+    browser.open(comparison, width=width, dark=dark)
+    browser.ask("document.querySelectorAll('details').forEach(details => details.open = true)")
+    assert serious_faults(browser) == []
+
+
+@needs_axe
+def test_axe_would_find_a_fault(browser: Browser, page: Path) -> None:
+    """The negative control: a picture without words and a grey on grey are found."""
+    browser.open(page)
+    browser.ask("document.images[0].removeAttribute('alt'); document.querySelector('.lead').style.color = '#ddd'")
+    assert set(serious_faults(browser)) == {"image-alt", "color-contrast"}
+
+
+def serious_faults(browser: Browser) -> list[str]:
+    browser.ask(AXE.read_text(encoding="utf-8") + "; 0")
+    return list(
+        browser.ask(
+            "axe.run().then(found => found.violations"
+            ".filter(fault => ['serious', 'critical'].includes(fault.impact)).map(fault => fault.id))"
+        )
+    )
+
+
+def test_the_keyboard_reaches_every_control(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    if viewer_is_there():
+        open_viewer(browser)
+    controls = "a[href], button, select, input, summary, [tabindex='0']"
+    browser.ask(
+        f"document.querySelectorAll({controls!r}).forEach((control, place) => control.dataset.place = place);"
+        "document.activeElement.blur(); scrollTo(0, 0)"
+    )
+    visible = f"[...document.querySelectorAll({controls!r})].filter(control => control.checkVisibility())"
+    expected = set(browser.ask(f"{visible}.map(control => control.dataset.place)"))
+    reached = set()
+    for _ in range(len(expected) + 3):
+        browser.press("Tab")
+        reached.add(browser.ask("document.activeElement.dataset.place || ''"))
+    assert len(expected) > 12
+    assert expected <= reached
+
+
+@needs_viewer
+def test_the_viewer_draws_and_its_controls_change_what_is_seen(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    assert not [address for address in browser.requests if "niivue" in address], "loaded before it was asked for"
+    open_viewer(browser)
+    drawn = browser.pixels("#viewer-canvas").astype(int)
+    browser.screenshot(SCREENSHOTS / "viewer.png", whole=False)
+    assert drawn.std() > 20
+    coloured = (np.ptp(drawn, axis=2) > 60).sum()
+    assert coloured > 1_000
+    slide(browser, "opacity-prediction", 0)
+    bare = browser.pixels("#viewer-canvas").astype(int)
+    assert (np.ptp(bare, axis=2) > 60).sum() < coloured / 50
+    place = browser.ask("document.querySelector('#viewer-place').textContent")
+    slide(browser, "cross-2", 0.9)
+    assert (np.abs(browser.pixels("#viewer-canvas").astype(int) - bare) > 30).sum() > 1_000
+    assert browser.ask("document.querySelector('#viewer-place').textContent") != place
+    slide(browser, "opacity-image", 0)
+    assert browser.pixels("#viewer-canvas").std() < bare.std() / 2
+    assert browser.complaints == []
+    assert all(address.startswith(("file:", "data:", "blob:")) for address in browser.requests)
+
+
+@needs_viewer
+def test_the_viewer_names_the_place_in_mm_and_the_class(browser: Browser, page: Path, run: Path) -> None:
+    browser.open(page)
+    open_viewer(browser)
+    said = browser.ask("document.querySelector('#viewer-place').textContent")
+    numbers = [float(part.split(" mm")[0]) for part in said.split(";")[0].split(", ")]
+    # All made cases have the same labels; their affine holds the spacing alone.
+    picture = read_picture(run / "validation" / "pictures" / "case_000.npz")
+    voxel = {plane.normal: fullest_slice(picture, plane) for plane in PLANES}
+    assert numbers == pytest.approx([voxel[axis] * picture.spacing_mm[axis] for axis in range(3)], abs=0.06)
+    assert "reference: Anterior" in said
+    assert browser.ask("document.querySelector('#viewer-classes').textContent") == "AnteriorPosterior"
+
+
+@needs_viewer
+def test_an_arrow_key_moves_a_slider(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    open_viewer(browser)
+    browser.ask("document.querySelector('#opacity-prediction').focus()")
+    browser.press("ArrowRight")
+    assert browser.ask("document.querySelector('#opacity-prediction').value") == "0.55"
+
+
+@needs_viewer
+def test_the_second_case_replaces_the_first(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    open_viewer(browser)
+    browser.ask("(e => { e.value = 1; e.dispatchEvent(new Event('change')); })(document.querySelector('#viewer-case'))")
+    browser.wait_for("document.querySelector('#viewer-stage').dataset.shown === 'case-2'")
+    assert browser.complaints == []
+
+
+@needs_viewer
+def test_a_page_that_lost_its_viewer_folder_says_so(browser: Browser, page: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "index.html"
+    alone.write_bytes(page.read_bytes())
+    browser.open(alone)
+    open_viewer(browser)
+    fault = browser.ask("document.querySelector('#viewer-fault').textContent")
+    assert 'keep the folder "viewer" beside this page' in fault
+
+
+def test_two_hundred_cases_stay_small_and_open_fast(browser: Browser, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", cases=200, pictures=False, steps=2_000)
+    page = write_page([run], tmp_path / "out", images=False)
+    assert page.stat().st_size < 3_000_000
+    assert browser.open(page) < 2
+    assert browser.ask("document.querySelectorAll('#every-case tbody tr').length") == 200
