@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_report,
         _add_blocks,
         _add_models,
+        _add_benchmark,
     ):
         add(commands, common)
     return parser
@@ -449,6 +450,21 @@ def _models_show(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise InputError(f"--input {options.input}", got=str(error), expected="three sizes such as 64,64,40") from error
     _print_object({"name": options.name} | cost.to_dict(), options.json)
+    return DONE
+
+
+def _add_benchmark(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = _command(commands, common, "benchmark", "Measure speed and memory, as ratios in one run.")
+    parser.add_argument("name", help="startup, block ...; an unknown name lists them")
+    parser.add_argument("--out", type=Path, default=Path("benchmark.json"), help="file to write (default: %(default)s)")
+    parser.set_defaults(run=_benchmark)
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    from medvisionllama.experiments.benchmark import run_benchmark
+    from medvisionllama.run_folder import to_json
+
+    print(to_json(run_benchmark(options.name, options.out)["measured"]))
     return DONE
 
 
