@@ -69,4 +69,4 @@ def sliding_window(
             weights[place[1:]] += weight
     assert total is not None
     i, j, k = (slice(b, b + s) for b, s in zip(before, size, strict=True))
-    return (total / weights)[:, i, j, k]
+    return total.div_(weights)[:, i, j, k]
