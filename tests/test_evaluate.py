@@ -24,6 +24,7 @@ from medvisionllama.evaluate import (
     tolerance_of,
 )
 from medvisionllama.geometry import Volume
+from medvisionllama.metrics.lesions import LESION_METRICS
 from medvisionllama.metrics.overlap import Counts, overlap_scores
 from medvisionllama.metrics.surface import surface_scores
 from medvisionllama.run_folder import METRICS, ScoreRow, read_scores
@@ -381,3 +382,27 @@ def test_scores_are_a_plain_table(folders):
     evaluate_folders(*folders)
     with (folders[2] / "scores.csv").open() as file:
         assert next(csv.reader(file)) == ["case", "class", "metric", "value"]
+
+
+# --- lesions
+
+
+def test_lesions_are_counted_where_asked_for(folders):
+    predictions, references, out = folders
+    for folder, places in ((references, [(1, 1, 1), (8, 8, 6)]), (predictions, [(1, 1, 1), (11, 1, 1)])):
+        array = np.zeros((14, 12, 10), np.uint8)
+        for i, j, k in places:
+            array[i : i + 2, j : j + 2, k : k + 2] = 1
+        write_label_map(Volume(array, AFFINE), folder / "case_1.nii.gz")
+    summary = evaluate_folders(*folders, cases=["case_1"], lesion_min_iou=0.5, regions=["both=1,2"])
+    for name in ("Anterior", "both"):
+        lesions = summary["lesions"]["classes"][name]
+        assert [lesions[f"total_{m}"] for m in ("lesions", "found", "false_positive_lesions")] == [2, 1, 1]
+        assert lesions["lesion_sensitivity"]["mean"] == 0.5
+        assert lesions["volume_ml"]["mean"] == pytest.approx(16 * 2 / 1000)
+        assert lesions["volume_difference_ml"]["mean"] == 0
+    absent = summary["lesions"]["classes"]["Posterior"]
+    assert (absent["total_lesions"], absent["lesion_sensitivity"]["n"]) == (0, 0)
+    rows = read_scores(out / "lesions.csv")
+    assert len(rows) == 3 * len(LESION_METRICS)
+    assert evaluate_folders(*folders).get("lesions") is None

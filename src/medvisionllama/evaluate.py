@@ -25,7 +25,8 @@ from medvisionllama.data.decathlon import DESCRIPTION, Task, parse_task
 from medvisionllama.data.nifti import ENDINGS, case_name, read_label_map
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import AFFINE_TOLERANCE_MM, Grid, Volume, resample_onto
-from medvisionllama.metrics.overlap import counts_of, joint_histogram, label_counts, overlap_scores
+from medvisionllama.metrics.lesions import DEFAULT_MIN_IOU, LESION_METRICS, lesion_scores
+from medvisionllama.metrics.overlap import Counts, counts_of, joint_histogram, label_counts, overlap_scores
 from medvisionllama.metrics.surface import surface_scores
 from medvisionllama.reports.statistics import summary_of
 from medvisionllama.run_folder import METRICS, ScoreRow, write_json, write_scores
@@ -48,7 +49,11 @@ Labels = NDArray[np.integer[Any]]
 _SMALL = 255  # labels up to here are counted as they are
 
 Progress = Callable[[int, int, str], None]
+Mask = NDArray[np.bool_]
+Box = tuple[slice, ...]
 Outcome = Literal["both", "missed", "false_alarms", "absent"]
+
+_NO_MASKS: tuple[Mask, Mask] = (np.zeros((1, 1, 1), dtype=np.bool_), np.zeros((1, 1, 1), dtype=np.bool_))
 
 
 @dataclass(frozen=True)
@@ -118,30 +123,87 @@ def score_volume(
     Raises:
         InputError: The grids differ (by more than 1e-3 mm), a map has four axes, or labels are no whole numbers.
     """
-    predicted = _whole_numbers(prediction, f"{case}: the prediction")
-    referenced = _whole_numbers(reference, f"{case}: the reference")
-    _same_grid(prediction.grid, reference.grid, case)
-    # Most of an image is background in both: it is looked at once and then left out.
-    seen = _union(_foreground_box(labels) for labels in (predicted, referenced)) or (slice(0),) * 3
-    predicted, referenced, codes = _compact(predicted[seen], referenced[seen], targets)
-    top = max(int(predicted.max(initial=0)), int(referenced.max(initial=0)))
-    histogram = joint_histogram(predicted, referenced, top + 1)
-    histogram[0, 0] += reference.array.size - referenced.size
-    boxes = [find_objects(labels, top) if top else [] for labels in (predicted, referenced)]
+    pair = _Pair.of(prediction, reference, targets, case)
     rows = []
     for target in targets:
-        wanted = tuple(codes.get(label, label) for label in target.labels)
-        scores = overlap_scores(counts_of(wanted, histogram))
-        box = _union(boxes[side][code - 1] for side in (0, 1) for code in wanted if code <= top)
-        if box is None:
-            surface = (math.nan, math.nan)
-        else:
-            masks = (_mask(predicted[box], wanted, top), _mask(referenced[box], wanted, top))
-            found = surface_scores(*masks, reference.spacing_mm, tolerance_mm, reference.grid.diagonal_mm)
-            surface = (found.hd95_mm, found.nsd)
-        values = (*scores.values(), *surface)
+        scores = overlap_scores(pair.counts(target))
+        hd95_mm = nsd = math.nan
+        masks = pair.masks(target)
+        if masks:
+            surface = surface_scores(*masks, pair.grid.spacing_mm, tolerance_mm, pair.grid.diagonal_mm)
+            hd95_mm, nsd = surface.hd95_mm, surface.nsd
+        values = (*scores.values(), hd95_mm, nsd)
         rows += [ScoreRow(case, target.name, m, v) for m, v in zip(METRICS, values, strict=True)]
     return rows
+
+
+def score_lesions(
+    prediction: Volume, reference: Volume, targets: Sequence[Target], case: str, min_iou: float = DEFAULT_MIN_IOU
+) -> list[ScoreRow]:
+    """The lesion view: :data:`LESION_METRICS` for every target, arguments as for :func:`score_volume`.
+
+    Args:
+        prediction: ``(I,J,K)`` labels.
+        reference: The same.
+        targets: Classes and regions, which may overlap.
+        case: The name in the rows.
+        min_iou: From which overlap two components are the same lesion.
+    """
+    pair = _Pair.of(prediction, reference, targets, case)
+    rows = []
+    for target in targets:
+        masks = pair.masks(target) or _NO_MASKS
+        scores = lesion_scores(*masks, pair.grid.spacing_mm, min_iou)
+        rows += [ScoreRow(case, target.name, metric, value) for metric, value in scores.as_dict().items()]
+    return rows
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two label maps of one grid, looked at once for all targets.
+
+    Attributes:
+        predicted: Labels within the box that holds all foreground of both.
+        referenced: The same.
+        grid: Of the whole image.
+        codes: The number in these maps of every label that was renamed.
+        histogram: Of the whole image: predicted label by referenced label.
+        boxes: For either map the box of every label from 1 on, None where it has no voxel.
+    """
+
+    predicted: Labels
+    referenced: Labels
+    grid: Grid
+    codes: Mapping[int, int]
+    histogram: NDArray[np.int64]
+    boxes: tuple[Sequence[Box | None], Sequence[Box | None]]
+
+    @classmethod
+    def of(cls, prediction: Volume, reference: Volume, targets: Sequence[Target], case: str) -> _Pair:
+        predicted = _whole_numbers(prediction, f"{case}: the prediction")
+        referenced = _whole_numbers(reference, f"{case}: the reference")
+        _same_grid(prediction.grid, reference.grid, case)
+        # Most of an image is background in both: it is looked at once and then left out.
+        seen = _union(_foreground_box(labels) for labels in (predicted, referenced)) or (slice(0),) * 3
+        predicted, referenced, codes = _compact(predicted[seen], referenced[seen], targets)
+        top = max(int(predicted.max(initial=0)), int(referenced.max(initial=0)))
+        histogram = joint_histogram(predicted, referenced, top + 1)
+        histogram[0, 0] += reference.array.size - referenced.size
+        boxes = [find_objects(labels, top) if top else [] for labels in (predicted, referenced)]
+        return cls(predicted, referenced, reference.grid, codes, histogram, (boxes[0], boxes[1]))
+
+    def counts(self, target: Target) -> Counts:
+        """Voxels of the target, over the whole image."""
+        return counts_of(self._labels(target), self.histogram)
+
+    def masks(self, target: Target) -> tuple[Mask, Mask] | None:
+        """Prediction and reference of the target in the box around both; None where neither has it."""
+        labels = self._labels(target)
+        box = _union(boxes[label - 1] for boxes in self.boxes for label in labels if label <= len(boxes))
+        return None if box is None else (_mask(self.predicted[box], labels), _mask(self.referenced[box], labels))
+
+    def _labels(self, target: Target) -> list[int]:
+        return [self.codes.get(label, label) for label in target.labels]
 
 
 def _whole_numbers(volume: Volume, what: str) -> Labels:
@@ -206,7 +268,7 @@ def _renamed(labels: Labels, wanted: NDArray[np.int64]) -> Labels:
     return np.where(found, place + 1, 0).astype(np.min_scalar_type(len(wanted)))
 
 
-def _union(boxes: Iterable[tuple[slice, ...] | None]) -> tuple[slice, ...] | None:
+def _union(boxes: Iterable[Box | None]) -> Box | None:
     """The smallest box around all that are not None."""
     known = [box for box in boxes if box is not None]
     if not known:
@@ -214,7 +276,7 @@ def _union(boxes: Iterable[tuple[slice, ...] | None]) -> tuple[slice, ...] | Non
     return tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*known, strict=True))
 
 
-def _foreground_box(labels: Labels) -> tuple[slice, ...] | None:
+def _foreground_box(labels: Labels) -> Box | None:
     slices = []
     for axis in range(3):
         plane = np.flatnonzero(labels.max(axis=tuple(a for a in range(3) if a != axis)))
@@ -224,13 +286,9 @@ def _foreground_box(labels: Labels) -> tuple[slice, ...] | None:
     return tuple(slices)
 
 
-def _mask(labels: Labels, wanted: Sequence[int], top: int) -> NDArray[np.bool_]:
-    if len(wanted) == 1:  # the same as below, faster
-        mask: NDArray[np.bool_] = labels == wanted[0]
-        return mask
-    table = np.zeros(top + 1, dtype=np.bool_)
-    table[[label for label in wanted if label <= top]] = True
-    return table[labels]
+def _mask(labels: Labels, wanted: Sequence[int]) -> Mask:
+    mask: Mask = labels == wanted[0] if len(wanted) == 1 else np.isin(labels, wanted)
+    return mask
 
 
 def outcome_of(scores: Mapping[str, float]) -> Outcome:
@@ -338,6 +396,7 @@ def evaluate_folders(
     cases: Collection[str] | None = None,
     allow_missing: bool = False,
     resample: bool = False,
+    lesion_min_iou: float | None = None,
     processes: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -354,6 +413,8 @@ def evaluate_folders(
         cases: Score only these references.
         allow_missing: Score a missing prediction as an empty one instead of refusing.
         resample: Take a prediction on another grid to the reference's by nearest neighbour instead of refusing.
+        lesion_min_iou: Count lesions as well, two components being one from this intersection over union on:
+            ``lesions.csv``, and ``"lesions"`` in the summary.
         processes: Cases scored at a time.
         progress: Called with the cases done, their number, and the last one's name.
 
@@ -374,17 +435,35 @@ def evaluate_folders(
     targets = targets if targets is not None else targets_of(task) if task else None
     extra = tuple(r if isinstance(r, Target) else parse_region(r, task.classes if task else None) for r in regions)
     tolerance_mm = tolerance_mm if tolerance_mm is not None else tolerance_of(task) if task else None
-    jobs = [
-        _Job(name, found.get(name), path, None if targets is None else tuple(targets), extra, tolerance_mm, resample)
-        for name, path in expected.items()
-    ]
+    settings = _Settings(None if targets is None else tuple(targets), extra, tolerance_mm, resample, lesion_min_iou)
+    jobs = [_Job(name, found.get(name), path, settings) for name, path in expected.items()]
     scored = _run(jobs, processes, progress)
-    rows = _filled([row for case in scored for row in case.rows], [region.name for region in extra])
+    names = [region.name for region in extra]
+    rows = _filled([row for case in scored for row in case.rows], names, METRICS)
     notes = _notes(scored, missing, sorted(set(found) - set(expected)) if cases is None else [], tolerance_mm)
-    summary = summarise(rows, tolerance_mm, regions=[region.name for region in extra]) | {"notes": notes}
+    summary = summarise(rows, tolerance_mm, regions=names) | {"notes": notes}
+    if lesion_min_iou is not None:
+        lesions = _filled([row for case in scored for row in case.lesions], names, LESION_METRICS)
+        summary["lesions"] = {"min_iou": lesion_min_iou, "classes": summarise_lesions(lesions)}
+        write_scores(out / "lesions.csv", lesions)
     write_scores(out / "scores.csv", rows)
     write_json(out / "summary.json", summary)
     return summary
+
+
+def summarise_lesions(rows: Iterable[ScoreRow]) -> dict[str, Any]:
+    """Per class the totals over cases, and per metric mean, SD, interval and n; a case without lesions has no
+    sensitivity and is left out of its mean.
+    """
+    cells: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        cells.setdefault(row.class_name, {}).setdefault(row.metric, []).append(row.value)
+    totals = ("lesions", "found", "false_positive_lesions")
+    return {
+        name: {metric: summary_of(values).as_dict() for metric, values in metrics.items()}
+        | {f"total_{metric}": int(np.nansum(metrics[metric])) for metric in totals}
+        for name, metrics in cells.items()
+    }
 
 
 def label_maps_in(folder: Path) -> dict[str, Path]:
@@ -419,22 +498,31 @@ def _refuse_missing(names: Sequence[str], folder: Path, mend: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Job:
-    """One case to score; with everything a worker process needs."""
+class _Settings:
+    """What is asked of every case."""
 
-    case: str
-    prediction: Path | None
-    reference: Path
     targets: tuple[Target, ...] | None
     regions: tuple[Target, ...]
     tolerance_mm: float | None
     resample: bool
+    lesion_min_iou: float | None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One case to score, with everything a worker process needs."""
+
+    case: str
+    prediction: Path | None
+    reference: Path
+    settings: _Settings
 
 
 @dataclass(frozen=True)
 class _Scored:
     case: str
     rows: list[ScoreRow]
+    lesions: list[ScoreRow]
     unscored: list[int]
     resampled: bool
 
@@ -445,14 +533,21 @@ def _score_case(job: _Job) -> _Scored:
         prediction = reference.with_array(np.zeros(reference.array.shape, dtype=np.uint8))
     else:
         prediction = read_label_map(job.prediction)
-    resampled = job.resample and not prediction.grid.same_as(reference.grid)
+    settings = job.settings
+    resampled = settings.resample and not prediction.grid.same_as(reference.grid)
     if resampled:
         prediction = resample_onto(prediction, reference.grid, 0)
     found = set(labels_in(prediction)) | set(labels_in(reference))
-    targets = job.targets if job.targets is not None else tuple(Target(str(n), (n,)) for n in sorted(found))
-    rows = score_volume(prediction, reference, (*targets, *job.regions), job.tolerance_mm, job.case)
-    asked = {label for target in (*targets, *job.regions) for label in target.labels}
-    return _Scored(job.case, rows, sorted(found - asked), resampled)
+    classes = settings.targets
+    if classes is None:
+        classes = tuple(Target(str(label), (label,)) for label in sorted(found))
+    targets = (*classes, *settings.regions)
+    rows = score_volume(prediction, reference, targets, settings.tolerance_mm, job.case)
+    lesions = []
+    if settings.lesion_min_iou is not None:
+        lesions = score_lesions(prediction, reference, targets, job.case, settings.lesion_min_iou)
+    asked = {label for target in targets for label in target.labels}
+    return _Scored(job.case, rows, lesions, sorted(found - asked), resampled)
 
 
 def _run(jobs: Sequence[_Job], processes: int, progress: Progress | None) -> list[_Scored]:
@@ -472,7 +567,7 @@ def _run(jobs: Sequence[_Job], processes: int, progress: Progress | None) -> lis
     return scored
 
 
-def _filled(rows: list[ScoreRow], regions: Sequence[str]) -> list[ScoreRow]:
+def _filled(rows: list[ScoreRow], regions: Sequence[str], metrics: Sequence[str]) -> list[ScoreRow]:
     """Rows for every case and class: a label no map of a case holds is absent there (all NaN)."""
     by_cell: dict[tuple[str, str], list[ScoreRow]] = {}
     for row in rows:
@@ -481,7 +576,7 @@ def _filled(rows: list[ScoreRow], regions: Sequence[str]) -> list[ScoreRow]:
     names = list(dict.fromkeys(name for _, name in by_cell))
     if len(by_cell) < len(cases) * len(names):  # only where classes are numbers found case by case
         names = [*sorted((n for n in names if n not in regions), key=int), *regions]
-    absent = dict.fromkeys(METRICS, math.nan)
+    absent = dict.fromkeys(metrics, math.nan)
     return [
         row
         for case in cases
