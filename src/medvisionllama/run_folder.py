@@ -9,7 +9,6 @@ protocol a part's files lie one level lower, in ``native/`` and ``model/``.
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 from collections.abc import Iterable, Iterator
@@ -148,13 +147,16 @@ def write_scores(path: Path, rows: Iterable[ScoreRow]) -> None:
     Raises:
         InputError: The folder cannot be written, or has no room.
     """
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(SCORE_COLUMNS)
+    lines = [",".join(SCORE_COLUMNS)]
     for row in rows:
         value = "" if math.isnan(row.value) else f"{row.value:.9g}"
-        table.writerow((row.case, row.class_name, row.metric, value))
-    write_text(path, text.getvalue())
+        lines.append(",".join([_quote(row.case), _quote(row.class_name), row.metric, value]))
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def _quote(text: str) -> str:
+    # csv.writer leaves a lone carriage return unquoted before Python 3.13, and csv.reader then ends the row there.
+    return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\n\r') else text
 
 
 def read_scores(path: Path) -> list[ScoreRow]:
