@@ -112,7 +112,8 @@ def make_experiment(
 
 def recipe_names() -> list[str]:
     """The recipes that come with the package."""
-    return sorted(path.name.removesuffix(".yaml") for path in files("medvisionllama.recipes").iterdir())
+    shipped = (files("medvisionllama") / "recipes").iterdir()
+    return sorted(path.name.removesuffix(".yaml") for path in shipped if path.name.endswith(".yaml"))
 
 
 def load_recipe(name: str) -> Recipe:
@@ -121,7 +122,7 @@ def load_recipe(name: str) -> Recipe:
     Raises:
         InputError: There is no such recipe, or it holds something a recipe does not.
     """
-    shipped = files("medvisionllama.recipes") / f"{name}.yaml"
+    shipped = files("medvisionllama") / "recipes" / f"{name}.yaml"
     if shipped.is_file():
         text = shipped.read_text(encoding="utf-8")
     elif Path(name).is_file():

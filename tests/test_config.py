@@ -1,0 +1,103 @@
+"""Experiments as values: names, files, overrides."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from medvisionllama.config import (
+    Experiment,
+    load_recipe,
+    make_experiment,
+    read_experiment,
+    recipe_names,
+    write_experiment,
+)
+from medvisionllama.data.plan import IntensityRule, Plan
+from medvisionllama.errors import InputError
+from medvisionllama.models.zoo import MODELS
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_loads(name: str) -> None:
+    assert load_recipe(name).batch_size == 4
+
+
+def test_the_papers_recipes_are_the_papers() -> None:
+    v1, v2 = load_recipe("paper-v1"), load_recipe("paper-v2")
+    assert (v1.loss, v1.optimizer, v1.learning_rate, v1.epochs) == ("bce", "adam", 1e-5, 100)
+    assert (v2.loss, v2.optimizer, v2.learning_rate, v2.epochs) == ("dice_bce", "adam", 2e-3, 200)
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_what_is_written_is_read_again(model: str, tmp_path: Path) -> None:
+    made = make_experiment(tmp_path, model=model, seed=5, fraction=0.3, overrides=["--model.width", "128"])
+    assert made.model.width == 128
+    write_experiment(made, tmp_path / "config.yaml")
+    assert read_experiment(tmp_path / "config.yaml") == made
+
+
+def test_overrides_reach_every_depth(tmp_path: Path) -> None:
+    made = make_experiment(
+        tmp_path,
+        model="medvisionllama",
+        overrides=["--model.middle.block.layers", "[-2,-1]", "--recipe.augment.mirror_axes", "[0,1]"],
+    )
+    assert made.model.middle.block.layers == (-2, -1)
+    assert made.recipe.augment.mirror_axes == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        ["--model.depht", "3"],
+        ["--model.dept", "3"],  # an abbreviation is a typo too
+        ["--model.depth", "deep"],
+        ["--model.width", "63"],
+        ["--recipe.schedule", "linear"],
+        ["--recipe.learning_rate", "-1"],
+        ["stray"],
+    ],
+)
+def test_typos_and_nonsense_are_refused(override: list[str], tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        make_experiment(tmp_path, overrides=override)
+
+
+def test_a_recipe_file_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("learning_rate: 0.5\nsteps: 7\n")
+    made = make_experiment(tmp_path, recipe=str(path))
+    assert (made.recipe.learning_rate, made.recipe.steps) == (0.5, 7)
+    path.write_text("learning_rat: 0.5\n")
+    with pytest.raises(InputError, match="learning_rat"):
+        make_experiment(tmp_path, recipe=str(path))
+
+
+def test_length_is_steps_or_epochs(tmp_path: Path) -> None:
+    assert make_experiment(tmp_path, epochs=3).lasting(10).recipe.steps == 3 * 3
+    assert make_experiment(tmp_path, steps=11).lasting(10).recipe.steps == 11
+
+
+def test_a_block_is_named_or_a_folder(tmp_path: Path) -> None:
+    assert make_experiment(tmp_path, block="smollm2-135m").model.middle.block.source == "smollm2-135m"
+    assert make_experiment(tmp_path, block=str(tmp_path)).model.middle.block.source == str(tmp_path.resolve())
+    with pytest.raises(InputError, match="no language block"):
+        make_experiment(tmp_path, model="vit-baseline", block="smollm2-135m")
+
+
+def test_the_plan_sizes_the_networks_ends() -> None:
+    plan = Plan(
+        "native", "t", (16, 24, 32), (1.0, 1.0, 1.0), (IntensityRule("zscore"),) * 2, {1: "a", 4: "b"}, 3, (16, 24, 32)
+    )
+    model = Experiment("x").fitted_to(plan).model
+    assert (model.in_channels, model.out_channels, model.input_size) == (2, 3, (16, 24, 32))
+    merged = Experiment("x").fitted_to(replace(plan, protocol="paper")).model
+    assert merged.out_channels == 1
+
+
+@pytest.mark.parametrize("text", ["", "- a list", "model: [", "format: 1\nnonsense: 2"])
+def test_a_damaged_config_is_told(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(InputError):
+        read_experiment(tmp_path / "config.yaml")
