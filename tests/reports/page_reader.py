@@ -16,6 +16,7 @@ class Page(HTMLParser):
         self.elements: list[tuple[str, dict[str, str]]] = []
         self._open: list[str] = []
         self._text: list[str] = []
+        self.path = path
         self.source = path.read_text(encoding="utf-8")
         self.feed(self.source)
         assert not self._open, f"never closed: {self._open}"

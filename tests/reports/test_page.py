@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 from page_reader import Page
 from run_maker import CLASSES, evaluated, make_run, score_part
+from scipy.stats import ttest_rel
 
 from medvisionllama.errors import InputError
-from medvisionllama.reports.page import choose_cases, duration, write_page
+from medvisionllama.reports.page import choose_cases, write_page
 from medvisionllama.reports.run_contents import distinct_labels, read_picture, read_run, read_runs
+from medvisionllama.reports.score_table import differences
+from medvisionllama.reports.wording import duration, number, p_value, signed
 from medvisionllama.run_folder import ScoreRow, read_scores, write_json, write_scores
 
 
@@ -69,22 +72,22 @@ def test_every_picture_has_words_and_every_id_is_unique(page: Page) -> None:
 
 
 def test_a_hostile_name_stays_text(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", model="<script>alert(1)</script>", cases=3)
+    run = make_run(tmp_path / "run", model="</script><script>alert(1)</script>", cases=1)
     page = Page(write_page([run], tmp_path / "out"))
-    assert "<script>alert(1)</script>" in page.text
-    assert page.all("script") == []
+    assert "</script><script>alert(1)</script>" in page.text
+    assert "<script>alert" not in page.source
 
 
-def test_writes_every_figure_as_png_and_svg_beside_the_page(run: Path, tmp_path: Path) -> None:
-    write_page([run], tmp_path)
-    names = {path.stem for path in (tmp_path / "figures").iterdir()}
+def test_writes_every_figure_as_png_and_svg_beside_the_page(page: Page) -> None:
+    names = {path.stem for path in (page.path.parent / "figures").iterdir()}
     assert {"curve-loss", "curve-dice", "boxes-validation-dice", "case-validation-1-worst"} <= names
     for name in names:
-        assert (tmp_path / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        assert "<svg" in (tmp_path / "figures" / f"{name}.svg").read_text(encoding="utf-8")
+        assert (page.path.parent / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (page.path.parent / "figures" / f"{name}.svg").read_text(encoding="utf-8")
 
 
-def test_the_same_runs_give_the_same_bytes(run: Path, tmp_path: Path) -> None:
+def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", cases=1)
     first, second = (write_page([run], tmp_path / name).parent for name in ("a", "b"))
     files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
     assert files
@@ -127,9 +130,9 @@ def test_an_empty_folder_is_a_page_of_gaps(tmp_path: Path) -> None:
 
 
 def test_cases_without_reference_are_still_shown(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", cases=3, reference=False)
+    run = make_run(tmp_path / "run", cases=1, reference=False)
     page = Page(write_page([run], tmp_path / "out"))
-    assert len(page.all("img")) == 3
+    assert len(page.all("img")) == 1
     assert "the prediction's outlines" in page.all("img")[0]["alt"]
     assert "outlines of reference" not in page.all("img")[0]["alt"]
 
@@ -163,9 +166,41 @@ def test_missed_and_false_alarms_are_counted(tmp_path: Path) -> None:
 
 def test_several_runs_stand_side_by_side(rivals: list[Path], tmp_path: Path) -> None:
     page = Page(write_page(rivals, tmp_path))
-    assert "2 runs side by side: medvisionllama-u, vit-u." in page.text
+    assert "2 runs on the same 6 validation cases. Mean Dice: medvisionllama-u" in page.text
+    assert len(page.all("img")) == 1 + 2 * 3, "one of all runs, and three of each"
     assert "different seeds: 1, 2" in page.text
     assert "do not hold the same cases" not in page.text
+
+
+def test_differences_are_tested_case_by_case(tmp_path: Path) -> None:
+    """Against SciPy, on numbers read independently, corrected by Holm by hand."""
+    rivals = [
+        make_run(tmp_path / model, model=model, seed=seed, lift=lift, pictures=False)
+        for seed, (model, lift) in enumerate((("one", 0.0), ("two", -0.3)))
+    ]
+    tables = []
+    for run in rivals:
+        lines = [line.split(",") for line in (run / "validation" / "scores.csv").read_text().splitlines()[1:]]
+        tables.append({(case, name, metric): float(value) for case, name, metric, value in lines})
+    cases = sorted({case for case, _, _ in tables[0]})
+
+    def p(metric: str, *names: str) -> float:
+        one, two = ([np.mean([table[case, name, metric] for name in names]) for case in cases] for table in tables)
+        return float(ttest_rel(two, one).pvalue)
+
+    classes = list(CLASSES.values())
+    raw = [
+        p(metric, *names) for names in ([classes[0]], [classes[1]], classes) for metric in ("dice", "nsd", "hd95_mm")
+    ]
+    order = np.argsort(raw)
+    holm = np.maximum.accumulate(np.minimum(1, np.sort(raw) * np.arange(9, 0, -1)))[np.argsort(order)]
+    found = differences(read_runs(rivals), "validation")
+    assert [cell.paired.t_p for cell in found] == pytest.approx(raw)
+    assert [cell.holm_p for cell in found] == pytest.approx(holm)
+    assert min(raw) < 0.05 < max(raw), "the made runs differ in Dice, not in HD95"
+    page = Page(write_page(rivals, tmp_path / "out", images=False))
+    assert "Is the difference more than chance?" in page.text
+    assert f"p {p_value(raw[0])}" in page.text
 
 
 def test_runs_on_other_cases_are_not_silently_compared(run: Path, rivals: list[Path], tmp_path: Path) -> None:
@@ -241,6 +276,13 @@ def test_a_case_without_picture_is_stood_in_for_by_the_nearest_in_rank() -> None
 )
 def test_durations_are_said_in_two_units(seconds: float | None, said: str) -> None:
     assert duration(seconds) == said
+
+
+def test_numbers_are_printed_as_people_write_them() -> None:
+    minus, dash = "\N{MINUS SIGN}", "\N{EN DASH}"
+    assert [number(0.12345), number(1.2345, "hd95_mm"), number(float("nan"))] == ["0.123", "1.23", dash]
+    assert [signed(v, "dice") for v in (0.0123, -0.0123, -0.0001)] == ["+0.012", f"{minus}0.012", "0.000"]
+    assert [p_value(v) for v in (0.04321, 1e-9, float("nan"))] == ["0.043", "< 0.001", dash]
 
 
 def test_reports_need_neither_torch_nor_nibabel() -> None:

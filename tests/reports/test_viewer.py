@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 from page_reader import Page
+from run_maker import make_run
 
 from medvisionllama.errors import InputError
 from medvisionllama.reports import page as page_module
@@ -52,15 +53,13 @@ def test_without_reference_none_is_handed_over(tmp_path: Path) -> None:
     assert case.classes == {1: "front", 2: "2"}, "a label value without a name is called by its number"
 
 
-def test_where_niivue_is_missing_the_page_says_how_to_get_it(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_niivue_is_missing_the_page_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_module, "viewer_is_there", lambda: False)
-    page = Page(write_page([run], tmp_path))
+    page = Page(write_page([make_run(tmp_path / "run", cases=1)], tmp_path / "out"))
     assert "npm ci --prefix viewer" in page.text
-    assert len(page.all("img")) == 3
+    assert len(page.all("img")) == 1
     assert page.all("script") == []
-    assert not (tmp_path / "viewer").exists()
+    assert not (tmp_path / "out" / "viewer").exists()
 
 
 def test_the_viewers_file_is_copied_with_its_licences(tmp_path: Path) -> None:

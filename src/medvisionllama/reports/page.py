@@ -13,22 +13,33 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from medvisionllama.errors import InputError
 from medvisionllama.reports import drawing, figures
+from medvisionllama.reports.facts import FACTS, said
 from medvisionllama.reports.mosaic import CONVENTION, case_mosaic
+from medvisionllama.reports.paper_figures import qualitative_grid
 from medvisionllama.reports.run_contents import Picture, RunContents, ScoredPart, read_picture, read_runs
-from medvisionllama.reports.score_table import ALL_CLASSES, TABLE_METRICS, ClassScores, overall, score_table
-from medvisionllama.reports.statistics import Summary
+from medvisionllama.reports.score_table import (
+    ALL_CLASSES,
+    TABLE_METRICS,
+    ClassScores,
+    Difference,
+    differences,
+    overall,
+    score_table,
+)
 from medvisionllama.reports.viewer import ViewerCase, copy_viewer, viewer_is_there, write_case
-from medvisionllama.reports.volumes import limits_of_agreement, structure_volumes
+from medvisionllama.reports.volumes import StructureVolume, limits_of_agreement, structure_volumes
+from medvisionllama.reports.wording import count, duration, interval, number, p_value, signed
 from medvisionllama.run_folder import METRICS, write_text
 
+SAME_CASES = 6
 MOST_AGREEMENT_PLOTS = 6
-UNKNOWN = "\N{EN DASH}"
 
 
 @dataclass(frozen=True)
@@ -58,16 +69,18 @@ class CasePicture:
     drawing: Drawing
 
 
-@dataclass(frozen=True)
+@dataclass
 class PartView:
     """One part of the split on one grid, over all runs that have it."""
 
     title: str
     slug: str
     tables: list[tuple[RunContents, ScoredPart, list[ClassScores]]]
+    differences: list[tuple[str, str, list[Difference]]]
     boxes: list[Drawing]
     agreement: list[Drawing]
     pictures: list[tuple[RunContents, list[CasePicture]]]
+    same_cases: Drawing | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -97,7 +110,7 @@ def write_page(runs: Sequence[Path], out: Path, *, images: bool = True) -> Path:
         title=_title(contents),
         summary=_in_a_sentence(contents),
         notes=_comparability(contents),
-        facts=[(name, [_said(tell, run) for run in contents]) for name, tell in FACTS],
+        facts=[(name, [said(tell, run) for run in contents]) for name, tell in FACTS],
         images=images,
         viewer_cases=viewer_cases,
         viewer_there=viewer_is_there(),
@@ -138,7 +151,8 @@ def _part_titles(runs: Sequence[RunContents]) -> list[str]:
 def _part_view(title: str, runs: Sequence[RunContents], gallery: _Gallery, images: bool) -> PartView:
     slug = title.replace(", ", "-").replace(" ", "-")
     scored = [(run, part) for run in runs if (part := run.part(title))]
-    view = PartView(title, slug, [(run, part, score_table(part)) for run, part in scored], [], [], [])
+    tables = [(run, part, score_table(part)) for run, part in scored]
+    view = PartView(title, slug, tables, _difference_rows(runs, title), [], [], [])
     for metric in TABLE_METRICS:
         if any(metric in part.metrics for _, part in scored):
             view.boxes.append(_boxes(runs, title, slug, metric, gallery))
@@ -146,13 +160,43 @@ def _part_view(title: str, runs: Sequence[RunContents], gallery: _Gallery, image
     if images:
         for place, (run, part) in enumerate(scored):
             view.pictures.append((run, _chosen_cases(run, part, f"{slug}-{place + 1}", gallery, view.notes)))
+    if images and len(scored) > 1:
+        view.same_cases = _same_cases([run for run, _ in scored], title, slug, gallery)
     return view
+
+
+def _same_cases(runs: Sequence[RunContents], title: str, slug: str, gallery: _Gallery) -> Drawing | None:
+    """The cases that every run has pictures of, from the best to the worst on average, by all runs."""
+    parts = [part for run in runs if (part := run.part(title))]
+    dice = [part.values("dice") for part in parts]
+    shared = set.intersection(*(set(part.pictures) & set(of_run) for part, of_run in zip(parts, dice, strict=True)))
+    ranked = sorted(shared, key=lambda case: -math.fsum(of_run[case] for of_run in dice))
+    chosen = [ranked[round(rank)] for rank in np.linspace(0, len(ranked) - 1, min(SAME_CASES, len(ranked)))]
+    if not chosen:
+        return None
+    try:
+        figure = qualitative_grid(runs, title, chosen)
+    except InputError:  # a broken picture: it is named where the run's own cases are shown
+        return None
+    names = ", ".join(run.label for run in runs)
+    caption = f"From the best to the worst on average over {names}; axial slices, Dice in each panel."
+    return gallery.picture(
+        figure, f"same-cases-{slug}", caption, f"Image, reference and predictions of {names}. {caption}"
+    )
+
+
+def _difference_rows(runs: Sequence[RunContents], title: str) -> list[tuple[str, str, list[Difference]]]:
+    """Differences by run and class, one row each."""
+    rows: dict[tuple[str, str], list[Difference]] = {}
+    for difference in differences(runs, title):
+        rows.setdefault((difference.run, difference.class_name), []).append(difference)
+    return [(run, name, cells) for (run, name), cells in rows.items()]
 
 
 def _boxes(runs: Sequence[RunContents], title: str, slug: str, metric: str, gallery: _Gallery) -> Drawing:
     name = figures.METRIC_TITLES.get(metric, metric)
     lines = [
-        f"{run.label}, {line.name}: mean {_number(line.cells[metric].mean, metric)}"
+        f"{run.label}, {line.name}: mean {number(line.cells[metric].mean, metric)}"
         for run in runs
         if (part := run.part(title))
         for line in score_table(part)
@@ -176,18 +220,18 @@ def _agreement(
     drawings = []
     for place, name in enumerate(classes[:MOST_AGREEMENT_PLOTS]):
         of_class = [(label, [v for v in volumes if v.class_name == name]) for label, volumes in by_run]
-        said = [
-            f"{label}: bias {bias:+.3f} ml, limits of agreement {low:+.3f} to {high:+.3f} ml, n = {len(volumes)}"
-            for label, volumes in of_class
-            if volumes
-            for bias, low, high in [limits_of_agreement(volumes)]
-        ]
-        description = f"Bland-Altman plot of the volume of {name}. {'; '.join(said)}."
+        said = "; ".join(_agreement_in_words(label, volumes) for label, volumes in of_class if volumes)
+        description = f"Bland-Altman plot of the volume of {name}. {said}."
         figure = figures.bland_altman(of_class, name)
-        drawings.append(gallery.chart(figure, f"volumes-{slug}-{place + 1}", "; ".join(said), description))
+        drawings.append(gallery.chart(figure, f"volumes-{slug}-{place + 1}", said, description))
     if len(classes) > MOST_AGREEMENT_PLOTS:
         notes.append(f"Volumes are drawn for the first {MOST_AGREEMENT_PLOTS} of {len(classes)} classes.")
     return drawings
+
+
+def _agreement_in_words(label: str, volumes: list[StructureVolume]) -> str:
+    bias, low, high = (signed(value, "dice") for value in limits_of_agreement(volumes))
+    return f"{label}: bias {bias} ml, limits of agreement {low} to {high} ml, {len(volumes)} cases"
 
 
 def _chosen_cases(
@@ -272,7 +316,7 @@ def _title(runs: Sequence[RunContents]) -> str:
 def _in_a_sentence(runs: Sequence[RunContents]) -> str:
     """What the page says, for somebody who reads no further."""
     if len(runs) > 1:
-        return f"{len(runs)} runs side by side: {', '.join(run.label for run in runs)}."
+        return _side_by_side(runs)
     run = runs[0]
     cases = run.summary.get("cases") or {}
     learned = f"learned from {cases['training']:,} cases" if cases.get("training") else "was trained"
@@ -282,9 +326,20 @@ def _in_a_sentence(runs: Sequence[RunContents]) -> str:
     part = run.parts[0]
     cell = overall(part, "dice")
     return (
-        f"{run.label} {learned}{steps} and reached a mean Dice of {_number(cell.mean, 'dice')} "
+        f"{run.label} {learned}{steps} and reached a mean Dice of {number(cell.mean, 'dice')} "
         f"on {cell.n} {part.part} cases it did not learn from."
     )
+
+
+def _side_by_side(runs: Sequence[RunContents]) -> str:
+    """The runs' mean Dice where all were scored on the same cases, else only their names."""
+    names = f"{len(runs)} runs side by side: {', '.join(run.label for run in runs)}."
+    title = next(iter(_part_titles(runs)), "")
+    scored = [part for run in runs if (part := run.part(title))]
+    if len(scored) < len(runs) or len({frozenset(part.cases) for part in scored}) > 1:
+        return names
+    means = [f"{run.label} {number(overall(part, 'dice').mean)}" for run, part in zip(runs, scored, strict=True)]
+    return f"{len(runs)} runs on the same {len(scored[0].cases)} {scored[0].part} cases. Mean Dice: {', '.join(means)}."
 
 
 def _comparability(runs: Sequence[RunContents]) -> list[str]:
@@ -314,10 +369,12 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     filters: dict[str, Callable[..., Any]] = {
-        "number": _number,
-        "interval": _interval,
+        "number": number,
+        "interval": interval,
+        "signed": signed,
+        "p_value": p_value,
         "duration": duration,
-        "count": _count,
+        "count": count,
         "overall": overall,
         "as_dict": ViewerCase.as_dict,
     }
@@ -325,95 +382,6 @@ def _environment() -> Environment:
     environment.globals["metric_titles"] = figures.METRIC_TITLES
     environment.globals["run_colour"] = drawing.run_colour
     return environment
-
-
-def _number(value: float | None, metric: str = "dice") -> str:
-    """Three decimals for shares, two for millimetres, a dash for what has no value."""
-    if value is None or math.isnan(value):
-        return UNKNOWN
-    return f"{value:.2f}" if metric.endswith("_mm") else f"{value:.3f}"
-
-
-def _interval(cell: Summary, metric: str) -> str:
-    return "" if math.isnan(cell.low) else f"{_number(cell.low, metric)} to {_number(cell.high, metric)}"
-
-
-def _count(value: int | None) -> str:
-    return UNKNOWN if value is None else f"{value:,}"
-
-
-def duration(seconds: float | None) -> str:
-    """Such as ``42 s``, ``4 min 10 s`` or ``3 h 05 min``; a dash where it is not known."""
-    if seconds is None:
-        return UNKNOWN
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def _said(tell: Callable[[RunContents], str], run: RunContents) -> str:
-    """One fact of one run; empty where the run does not tell."""
-    try:
-        return tell(run)
-    except (KeyError, TypeError, ValueError, IndexError):
-        return ""
-
-
-def _cases(run: RunContents) -> str:
-    cases = run.summary["cases"]
-    parts = [f"{cases[part]:,} {part}" for part in ("training", "validation", "test") if cases.get(part) is not None]
-    fraction = run.summary.get("fraction")
-    share = f" ({fraction:.0%} of the training part)" if fraction not in (None, 1, 1.0) else ""
-    return ", ".join(parts) + share
-
-
-def _block(run: RunContents) -> str:
-    block = run.summary["block"]
-    if not block:
-        return "none"
-    layer = ", ".join(str(index) for index in _as_list(block.get("layers")))
-    norm = ", final norm on" if block.get("final_norm") else ""
-    origin = f" at {block['revision']}" if block.get("revision") else ""
-    return f"{block['id']}{origin}, {block.get('family', 'family unknown')}, layer {layer}, {block.get('init')}{norm}"
-
-
-def _as_list(value: object) -> list[object]:
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _parameters(run: RunContents) -> str:
-    counts = run.summary["parameters"]
-    return f"{counts['trainable']:,} trained, {counts.get('frozen', 0):,} frozen"
-
-
-def _machine(run: RunContents) -> str:
-    known = run.environment
-    memory = f"{known['memory_gb']:.0f} GB" if known.get("memory_gb") else ""
-    cores = f"{known['cores']} cores" if known.get("cores") else ""
-    device = f"on {known['device']}" if known.get("device") else ""
-    return ", ".join(str(part) for part in (known.get("processor"), cores, memory, device) if part)
-
-
-FACTS: tuple[tuple[str, Callable[[RunContents], str]], ...] = (
-    ("Task", lambda run: str(run.summary["task"])),
-    ("Classes", lambda run: ", ".join(run.class_names.values())),
-    ("Cases", _cases),
-    ("Fold", lambda run: str(run.summary["fold"]) if run.summary["fold"] is not None else ""),
-    ("Protocol", lambda run: str(run.summary["protocol"])),
-    ("Model", lambda run: str(run.summary["model"])),
-    ("Parameters", _parameters),
-    ("Language block", _block),
-    ("Block's sha256", lambda run: run.summary["block"]["sha256"]),
-    ("Steps", lambda run: f"{run.summary['steps']:,}"),
-    ("Training time", lambda run: duration(run.summary["seconds"])),
-    ("Seed", lambda run: str(run.summary["seed"])),
-    ("Machine", _machine),
-    ("System", lambda run: f"{run.environment['platform']}, Python {run.environment['python']}"),
-    ("Date", lambda run: str(run.environment["date"])),
-)
 
 
 def _version() -> str:

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from medvisionllama.errors import InputError
+from medvisionllama.reports.comparison import marks
 from medvisionllama.reports.drawing import (
     INK_SOFT,
     MARKERS,
@@ -32,6 +33,8 @@ from medvisionllama.reports.figures import METRIC_TITLES, draw_curves, logged
 from medvisionllama.reports.mosaic import PLANES, draw_note, draw_slice, field_of_view, fullest_slice
 from medvisionllama.reports.run_contents import Picture, RunContents, read_maps, read_picture, read_runs
 from medvisionllama.reports.score_table import overall
+from medvisionllama.reports.statistics import Paired, holm, paired
+from medvisionllama.reports.wording import p_value
 
 RADAR_METRICS = ("dice", "jaccard", "precision", "recall", "specificity", "nsd", "hd95_mm")
 MOST_COLUMNS = 10
@@ -55,17 +58,18 @@ def draw_paper_figure(name: str, runs: Sequence[Path], out: Path, part: str = "v
 
 
 @styled
-def qualitative_grid(runs: Sequence[RunContents], part: str) -> Figure:
+def qualitative_grid(runs: Sequence[RunContents], part: str, cases: Sequence[str] = ()) -> Figure:
     """v2 figure 2, v1 figures 5 and C2: rows image, reference, and one prediction a run; columns cases; Dice per panel.
 
-    Each column is the axial slice with most reference. Runs on different tasks fill different columns; columns are the
-    first ten cases that any run has pictures of, best first.
+    Each column is the axial slice with most reference. Runs on different tasks fill different columns. Columns are
+    ``cases``; without them the first ten that any run has pictures of, best first.
 
     Raises:
         InputError: No run has pictures of that part.
     """
     pictures = {run.label: _pictures(run, part) for run in runs}
-    cases = list(dict.fromkeys(case for of_run in pictures.values() for case in of_run))[:MOST_COLUMNS]
+    pictured = list(dict.fromkeys(case for of_run in pictures.values() for case in of_run))
+    cases = [case for case in cases if case in pictured] or pictured[:MOST_COLUMNS]
     if not cases:
         raise _lacking("pictures of cases", "Run `medvisionllama predict` for that part.")
     rows = ["image", "reference", *pictures]
@@ -167,7 +171,11 @@ def few_shot_curves(runs: Sequence[RunContents], part: str = "") -> Figure:
 
 @styled
 def language_model_boxes(runs: Sequence[RunContents], part: str) -> Figure:
-    """v2 figure 5: one box a run, of each case's mean Dice over classes; the mean is a diamond."""
+    """v2 figure 5: one box a run, of each case's mean Dice over classes; the mean is a diamond.
+
+    Above each later box stands the p of the paired t-test against the first run on the cases they share, ``*`` below
+    .05, and a dagger where it stays there after Holm's correction over the tests of this figure.
+    """
     scored = [(index, run, found) for index, run in enumerate(runs) if (found := run.part(part))]
     if not scored:
         raise _lacking(f"scores of {part}", "Run `medvisionllama predict` for that part.")
@@ -175,6 +183,11 @@ def language_model_boxes(runs: Sequence[RunContents], part: str) -> Figure:
     for place, (index, _, found) in enumerate(scored):
         values = [value for value in found.values("dice").values() if not math.isnan(value)]
         _upright_box(axes, values, place, index)
+    first = scored[0][2].values("dice")
+    results = [_against(first, found.values("dice")) for _, _, found in scored[1:]]
+    for place, (result, adjusted) in enumerate(zip(results, holm([r.t_p for r in results]), strict=True), start=1):
+        said = f"p {p_value(result.t_p)}{marks(result.t_p, adjusted)}\nn = {result.n}"
+        axes.annotate(said, (place, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8)
     axes.set_xticks(range(len(scored)), [run.label.replace(", ", "\n") for _, run, _ in scored])
     axes.grid(visible=False, axis="x")
     return figure
@@ -264,6 +277,11 @@ PAPER_FIGURES: dict[str, Callable[[Sequence[RunContents], str], Figure]] = {
     "v2-F4": few_shot_curves,
     "v2-F5": language_model_boxes,
 }
+
+
+def _against(first: dict[str, float], second: dict[str, float]) -> Paired:
+    shared = [case for case in first if case in second]
+    return paired([first[case] for case in shared], [second[case] for case in shared])
 
 
 def _pictures(run: RunContents, part: str) -> dict[str, tuple[Picture, float]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from medvisionllama.reports.run_contents import ScoredPart
-from medvisionllama.reports.statistics import Summary, summary_of
+from medvisionllama.reports.comparison import marks
+from medvisionllama.reports.run_contents import RunContents, ScoredPart
+from medvisionllama.reports.statistics import Paired, Summary, holm, paired, summary_of
 
 ALL_CLASSES = "mean of classes"
 TABLE_METRICS = ("dice", "nsd", "hd95_mm")
@@ -20,6 +22,54 @@ class ClassScores:
     missed: int | None = None
     false_alarms: int | None = None
     absent: int | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One run less the first run on the cases they share, in one class and metric.
+
+    Attributes:
+        run: The later run's label.
+        class_name: A class, or ``ALL_CLASSES``.
+        metric: One of ``TABLE_METRICS``.
+        paired: Tests and effect sizes; ``paired.n`` counts the cases.
+        holm_p: The t-test's p adjusted for all tests of the table.
+        marks: ``*`` where the raw p is below .05, a dagger where Holm's is too.
+    """
+
+    run: str
+    class_name: str
+    metric: str
+    paired: Paired
+    holm_p: float
+    marks: str
+
+
+def differences(runs: Sequence[RunContents], title: str) -> list[Difference]:
+    """Every later run against the first, per class and over classes; empty below two runs with that part."""
+    scored = [(run.label, part) for run in runs if (part := run.part(title))]
+    if len(scored) < 2:
+        return []
+    _, first = scored[0]
+    cells = [
+        (label, name, metric, _paired(first, other, metric, name))
+        for label, other in scored[1:]
+        for name in [line.name for line in score_table(first)]
+        for metric in TABLE_METRICS
+        if metric in first.metrics and metric in other.metrics
+    ]
+    adjusted = holm([result.t_p for *_, result in cells])
+    return [
+        Difference(label, name, metric, result, holm_p, marks(result.t_p, holm_p))
+        for (label, name, metric, result), holm_p in zip(cells, adjusted, strict=True)
+    ]
+
+
+def _paired(first: ScoredPart, other: ScoredPart, metric: str, class_name: str) -> Paired:
+    wanted = None if class_name == ALL_CLASSES else class_name
+    one, two = first.values(metric, wanted), other.values(metric, wanted)
+    shared = [case for case in one if case in two]
+    return paired([one[case] for case in shared], [two[case] for case in shared])
 
 
 def score_table(part: ScoredPart) -> list[ClassScores]:

@@ -1,0 +1,53 @@
+"""How numbers are printed on the page."""
+
+from __future__ import annotations
+
+import math
+
+from medvisionllama.reports.statistics import Summary
+
+UNKNOWN = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
+
+
+def number(value: float | None, metric: str = "dice") -> str:
+    """Three decimals for shares, two for millimetres, a dash for what has no value."""
+    if value is None or math.isnan(value):
+        return UNKNOWN
+    return f"{value:.2f}" if metric.endswith("_mm") else f"{value:.3f}"
+
+
+def interval(cell: Summary, metric: str) -> str:
+    """Both ends; nothing where they are not known."""
+    return "" if math.isnan(cell.low) else f"{number(cell.low, metric)} to {number(cell.high, metric)}"
+
+
+def signed(value: float, metric: str) -> str:
+    """A difference with its sign; one that rounds to nothing has none."""
+    if math.isnan(value):
+        return UNKNOWN
+    magnitude = number(abs(value), metric)
+    sign = "" if float(magnitude) == 0 else "+" if value > 0 else MINUS
+    return sign + magnitude
+
+
+def p_value(value: float) -> str:
+    """Three decimals, and no smaller than a thousandth."""
+    return UNKNOWN if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def count(value: int | None) -> str:
+    """Thousands apart; a dash where it is not known."""
+    return UNKNOWN if value is None else f"{value:,}"
+
+
+def duration(seconds: float | None) -> str:
+    """Such as ``42 s``, ``4 min 10 s`` or ``3 h 05 min``; a dash where it is not known."""
+    if seconds is None:
+        return UNKNOWN
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
