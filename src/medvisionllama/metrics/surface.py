@@ -77,8 +77,8 @@ def surface_scores(
     _check(prediction, reference, spacing_mm, tolerance_mm)
     if not prediction.any() and not reference.any():
         return SurfaceScores(math.nan, math.nan)
-    # Lines run along the last axis: make that the finest, so that they cover the most.
-    order = np.argsort(-np.array(spacing_mm), kind="stable")
+    # Lines run along the first axis: make that the finest, so that they cover the most.
+    order = np.argsort(spacing_mm, kind="stable")
     i_mm, j_mm, k_mm = (spacing_mm[axis] for axis in order)
     pair = _Surfaces.of(prediction.transpose(order), reference.transpose(order), (i_mm, j_mm, k_mm))
     if pair is None:
@@ -206,37 +206,54 @@ def _surface(mask: Mask, pieces: list[Box], lattice: _Lattice, low: list[int], a
     edge_voxels, elements, element_areas = [], [], []
     for box in pieces:
         padded = np.pad(mask[box], 1).view(np.uint8)
-        shift = [s.start - origin for s, origin in zip(box, low, strict=True)]
-        edge_voxels.append(_located(_edge_voxels(padded), lattice, shift))
         codes = _corner_codes(padded)
         # 0 and 255 are all background and all foreground; adding 1 wraps the one around to 0 and makes the other 1.
-        mixed = codes + np.uint8(1) > 1
-        elements.append(_located(mixed, lattice, shift))
+        mixed = np.flatnonzero(codes + np.uint8(1) > 1)
         element_areas.append(areas[codes[mixed]])
+        corner = [s.start - origin for s, origin in zip(box, low, strict=True)]
+        elements.append(_located(mixed, padded.shape, lattice, corner))
+        # A padded voxel lies one step on from the unpadded one, a corner at its voxel's lower end.
+        edges = np.flatnonzero(_edge_voxels(padded))
+        edge_voxels.append(_located(edges, padded.shape, lattice, [c - 1 for c in corner]))
     return _Surface(np.concatenate(edge_voxels), np.concatenate(elements), np.concatenate(element_areas))
 
 
-def _located(mask: Mask, lattice: _Lattice, shift: list[int]) -> Points:
-    i, j, k = np.unravel_index(np.flatnonzero(mask), mask.shape)
-    return lattice.flat((i + shift[0], j + shift[1], k + shift[2]))
+def _located(points: Points, shape: tuple[int, ...], lattice: _Lattice, corner: list[int]) -> Points:
+    """Flat indices of a box as flat indices of the lattice; the box begins at ``corner``."""
+    i, j, k = np.unravel_index(points, shape)
+    return lattice.flat((i + corner[0], j + corner[1], k + corner[2]))
 
 
 def _edge_voxels(padded: NDArray[np.uint8]) -> Mask:
-    """``(I,J,K)``: foreground voxels with a background neighbour across a face, from ``(I+2,J+2,K+2)``."""
-    core = padded[1:-1, 1:-1, 1:-1]
-    inside = padded[:-2, 1:-1, 1:-1] & padded[2:, 1:-1, 1:-1]
-    inside &= padded[1:-1, :-2, 1:-1]
-    inside &= padded[1:-1, 2:, 1:-1]
-    inside &= padded[1:-1, 1:-1, :-2]
-    inside &= padded[1:-1, 1:-1, 2:]
-    return core > inside
+    """Flattened: foreground voxels with a background neighbour across a face.
+
+    The border of zeros lets a neighbour be a fixed step away in the flattened box: past the end of a row comes the
+    border of the next.
+    """
+    flat = padded.reshape(-1)
+    edges = np.zeros(flat.size, dtype=np.bool_)
+    inside = np.ones(flat.size, dtype=np.uint8)
+    for step in _flat_steps(padded.shape):
+        inside[step:-step] &= flat[: -2 * step]
+        inside[step:-step] &= flat[2 * step :]
+    return np.greater(flat, inside, out=edges)
 
 
 def _corner_codes(padded: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """``(I+1,J+1,K+1)``: at each voxel corner one bit per neighbour, bit ``4i + 2j + k`` for that at ``(i,j,k)``."""
-    codes: NDArray[np.uint8] = padded[:, :, :-1] | padded[:, :, 1:] << np.uint8(1)
-    codes = codes[:, :-1] | codes[:, 1:] << np.uint8(2)
-    return codes[:-1] | codes[1:] << np.uint8(4)
+    """Flattened: at each voxel's upper corner one bit per neighbour, bit ``4i + 2j + k`` for that at ``(i,j,k)``.
+
+    Meaningless, but 0, where the corner lies outside the box.
+    """
+    codes = padded.reshape(-1).copy()
+    i, j, k = _flat_steps(padded.shape)
+    for step, bits in ((k, 1), (j, 2), (i, 4)):
+        codes[:-step] |= codes[step:] << np.uint8(bits)
+    return codes
+
+
+def _flat_steps(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """How far the next voxel along I, J and K lies in a flattened box."""
+    return (shape[1] * shape[2], shape[2], 1)
 
 
 def _percentile(points: Points, others: Points, lattice: _Lattice, percentile: float) -> float:
@@ -274,12 +291,12 @@ def _ring_distances_mm(
 ) -> tuple[NDArray[np.float64], float]:
     """As :func:`_distances_mm`, but only as far as the rings reach, and how far that is."""
     rings = _rings(lattice.spacing_mm)
-    steps = _steps_along_lines(others, lattice)
-    squares = np.square(np.arange(256) * lattice.spacing_mm[2])
+    steps = _steps_along_lines(others, lattice, limit_mm)
+    squares = np.square(np.arange(256) * lattice.spacing_mm[0])
     squares[LINE_REACH + 1 :] = math.inf
     settled = np.full(len(points), math.inf)
     left, at, best = np.arange(len(points)), points, np.full(len(points), math.inf)
-    for offset, across in zip(rings.flat(lattice.shape), rings.squares_mm2, strict=True):
+    for across, offsets in rings.flat(lattice.shape):
         done = best <= across  # no line from here on is nearer
         count = int(np.count_nonzero(done))
         if count > len(left) // 8:
@@ -288,50 +305,64 @@ def _ring_distances_mm(
             count = 0
         if len(points) - len(left) + count >= enough or across > limit_mm**2:
             break
-        np.minimum(best, squares[steps[at + offset]] + across, out=best)
+        fewest = steps.take(at + offsets[0])
+        for offset in offsets[1:]:
+            np.minimum(fewest, steps.take(at + offset), out=fewest)
+        np.minimum(best, squares.take(fewest) + across, out=best)
     known = best <= across
     settled[left[known]] = best[known]
-    return np.sqrt(settled), math.sqrt(rings.squares_mm2[-1])
+    return np.sqrt(settled), rings.reach_mm
 
 
-def _steps_along_lines(others: Points, lattice: _Lattice) -> NDArray[np.uint8]:
-    """For every voxel of the flattened box, the steps to the nearest of ``others`` along the last axis.
+def _steps_along_lines(others: Points, lattice: _Lattice, limit_mm: float) -> NDArray[np.uint8]:
+    """For every voxel of the flattened box, the steps to the nearest of ``others`` along the first axis.
 
-    More than :data:`LINE_REACH` where there is none within that reach.
+    More than :data:`LINE_REACH` where there is none within ``limit_mm`` or within that reach.
     """
     steps = np.full(lattice.shape, 2 * LINE_REACH, dtype=np.uint8)
     steps.reshape(-1)[others] = 0
+    reached = 0
     for step in LINE_STEPS:  # any distance up to their sum is a sum of some of them
+        if reached * lattice.spacing_mm[0] > limit_mm:
+            break
         farther = steps + np.uint8(step)
-        np.minimum(steps[..., step:], farther[..., :-step], out=steps[..., step:])
-        np.minimum(steps[..., :-step], farther[..., step:], out=steps[..., :-step])
+        np.minimum(steps[step:], farther[:-step], out=steps[step:])
+        np.minimum(steps[:-step], farther[step:], out=steps[:-step])
+        reached += step
     return steps.reshape(-1)
 
 
 @dataclass(frozen=True)
 class _Rings:
-    """Steps across the lines, ``(n,2)`` along I and J, nearest first, and the squares of their lengths."""
+    """Steps across the lines along J and K, nearest first, those of one length together.
 
-    offsets: Points
-    squares_mm2: list[float]
+    Attributes:
+        rings: The square of the length in mm², and ``(n,2)`` steps.
+        reach_mm: Up to where they are complete.
+        pad: The largest step along every axis.
+    """
+
+    rings: tuple[tuple[float, Points], ...]
+    reach_mm: float
     pad: tuple[int, int, int]
 
-    def flat(self, shape: tuple[int, int, int]) -> list[int]:
-        """The offsets as steps in a flattened array of ``shape``."""
-        steps: list[int] = (self.offsets @ np.array([shape[1] * shape[2], shape[2]])).tolist()
-        return steps
+    def flat(self, shape: tuple[int, int, int]) -> Iterator[tuple[float, list[int]]]:
+        """Every ring's square, and its steps in a flattened array of ``shape``."""
+        for square_mm2, steps in self.rings:
+            yield square_mm2, (steps @ np.array([shape[2], 1])).tolist()
 
 
 @lru_cache(maxsize=32)
 def _rings(spacing_mm: Spacing) -> _Rings:
     i_mm, j_mm, k_mm = spacing_mm
     # About LINES lines cross a disc of this radius. No farther than lines were followed: a nearer one may be beyond.
-    radius_mm = min(math.sqrt(LINES * i_mm * j_mm / math.pi), LINE_REACH * k_mm)
-    reach = (math.floor(radius_mm / i_mm), math.floor(radius_mm / j_mm))
+    radius_mm = min(math.sqrt(LINES * j_mm * k_mm / math.pi), LINE_REACH * i_mm)
+    reach = (math.floor(radius_mm / j_mm), math.floor(radius_mm / k_mm))
     offsets = np.array(list(itertools.product(*(range(-r, r + 1) for r in reach))), dtype=np.intp)
-    squares = np.square(offsets * np.array([i_mm, j_mm])).sum(axis=1)
-    order = [n for n in np.argsort(squares, kind="stable") if squares[n] <= radius_mm**2]
-    return _Rings(offsets[order], squares[order].tolist(), (*reach, 0))
+    squares = np.square(offsets * np.array([j_mm, k_mm])).sum(axis=1)
+    lengths = [float(square) for square in np.unique(squares) if square <= radius_mm**2]
+    rings = tuple((square, offsets[squares == square]) for square in lengths)
+    return _Rings(rings, math.sqrt(lengths[-1]), (0, *reach))
 
 
 @lru_cache(maxsize=32)
@@ -342,17 +373,26 @@ def element_areas_mm2(spacing_mm: Spacing) -> NDArray[np.float64]:
     ambiguous faces is theirs: corners of the rarer kind stay apart unless they share an edge). So the area is a sum
     over groups of such corners joined by edges, and there are only six shapes of group.
     """
-    faces_mm2 = np.array([spacing_mm[1] * spacing_mm[2], spacing_mm[0] * spacing_mm[2], spacing_mm[0] * spacing_mm[1]])
-    areas = np.zeros(256)
-    for code in range(256):
-        corners = np.array([code >> bit & 1 for bit in range(8)], dtype=np.bool_).reshape(2, 2, 2)
-        rarer = corners if corners.sum() <= 4 else ~corners
-        groups, count = label(rarer)
-        for group in range(1, count + 1):
-            normals = _patch_normals(np.argwhere(groups == group))
-            areas[code] += np.linalg.norm(normals * faces_mm2, axis=1).sum()
+    i_mm, j_mm, k_mm = spacing_mm
+    codes, normals = _patches()
+    patches_mm2 = np.linalg.norm(normals * np.array([j_mm * k_mm, i_mm * k_mm, i_mm * j_mm]), axis=1)
+    areas: NDArray[np.float64] = np.bincount(codes, patches_mm2, minlength=256).astype(np.float64)
     areas.setflags(write=False)
     return areas
+
+
+@lru_cache(maxsize=1)
+def _patches() -> tuple[Points, NDArray[np.float64]]:
+    """Every planar patch of all 256 surfaces: its code, and its area vector for a unit cube, ``(patches,3)``."""
+    codes: list[int] = []
+    normals = []
+    for code in range(256):
+        corners = np.array([code >> bit & 1 for bit in range(8)], dtype=np.bool_).reshape(2, 2, 2)
+        groups, count = label(corners if corners.sum() <= 4 else ~corners)
+        for group in range(1, count + 1):
+            normals.append(_patch_normals(np.argwhere(groups == group)))
+            codes += [code] * len(normals[-1])
+    return np.array(codes), np.concatenate(normals)
 
 
 def _patch_normals(corners: Points) -> NDArray[np.float64]:
