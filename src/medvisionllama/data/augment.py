@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import affine_grid, grid_sample
+
+from medvisionllama.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,9 @@ class AugmentConfig:
         contrast_range: Smallest and largest stretch.
         gamma_probability: Of one exponent within ``gamma_range`` on the image scaled to 0..1.
         gamma_range: Smallest and largest exponent.
+
+    Raises:
+        InputError: A probability is not one, an axis does not exist, or a range is empty or not above 0.
     """
 
     rotate_probability: float = 0.0
@@ -49,13 +54,27 @@ class AugmentConfig:
     gamma_probability: float = 0.0
     gamma_range: tuple[float, float] = (0.7, 1.5)
 
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name.endswith("_probability") and not 0 <= value <= 1:
+                raise InputError(f"augmentation's {field.name}", got=str(value), expected="0 to 1")
+            if field.name.endswith("_range") and not 0 < value[0] <= value[1]:
+                raise InputError(f"augmentation's {field.name}", got=str(value), expected="above 0, smallest first")
+        if not set(self.mirror_axes) <= {0, 1, 2}:
+            raise InputError("augmentation's mirror_axes", got=str(self.mirror_axes), expected="of 0, 1 and 2")
+
 
 # Uniform numbers drawn for each case, whether used or not, so that one setting never shifts another's draws.
 DRAWS = 17
 
 
 def augment(
-    image_BMIJK: Tensor, label_BIJK: Tensor, config: AugmentConfig, generators: Sequence[Generator]
+    image_BMIJK: Tensor,
+    label_BIJK: Tensor,
+    config: AugmentConfig,
+    generators: Sequence[Generator],
+    spacing_mm_B3: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A bent and coloured copy of a batch; image and label go through one geometry.
 
@@ -65,13 +84,18 @@ def augment(
         config: How much and how often.
         generators: One a case, on the CPU: what happens to a case then depends neither on its neighbours in the
             batch, nor on how many processes share the batch, nor on the device.
+        spacing_mm_B3: Of each case's voxels along I, J, K, on the CPU, so that what turns keeps its shape in
+            millimetres however flat the voxels are; None for cubes.
     """
     draws = iter(torch.stack([torch.rand(DRAWS, generator=g) for g in generators]).unbind(1))
-    image, label = _bend(image_BMIJK, label_BIJK, config, draws)
+    spacing = torch.ones(len(generators), 3) if spacing_mm_B3 is None else spacing_mm_B3
+    image, label = _bend(image_BMIJK, label_BIJK, config, draws, spacing)
     return _colour(image, config, draws, generators), label
 
 
-def _bend(image: Tensor, label: Tensor, config: AugmentConfig, draws: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
+def _bend(
+    image: Tensor, label: Tensor, config: AugmentConfig, draws: Iterator[Tensor], spacing_B3: Tensor
+) -> tuple[Tensor, Tensor]:
     rotated = next(draws) < config.rotate_probability
     angles = torch.stack([(2 * next(draws) - 1) * math.radians(config.rotate_degrees) for _ in range(3)], dim=1)
     angles = torch.where(rotated[:, None], angles, torch.zeros(()))
@@ -80,7 +104,8 @@ def _bend(image: Tensor, label: Tensor, config: AugmentConfig, draws: Iterator[T
     if bool(bent.any()):
         # Interpolating costs, hence only those cases that change.
         which = bent.nonzero()[:, 0]
-        theta = _lookup_matrices(angles[which], zoom[which], image.shape[2:]).to(image.device)
+        extent_mm = torch.tensor(image.shape[2:]) * spacing_B3[which]
+        theta = _lookup_matrices(angles[which], zoom[which], extent_mm).to(image.device)
         which = which.to(image.device)
         grid = affine_grid(theta, [len(which), 1, *image.shape[2:]], align_corners=False)
         image = image.index_copy(0, which, grid_sample(image[which], grid, align_corners=False))
@@ -94,11 +119,11 @@ def _bend(image: Tensor, label: Tensor, config: AugmentConfig, draws: Iterator[T
     return image, label
 
 
-def _lookup_matrices(angles_B3: Tensor, zoom_B: Tensor, size: torch.Size) -> Tensor:
+def _lookup_matrices(angles_B3: Tensor, zoom_B: Tensor, extent_mm_B3: Tensor) -> Tensor:
     """``(B,3,4)``: for each place of the new image, where to look in the old one, as ``affine_grid`` wants it.
 
-    ``affine_grid`` runs its axes K, J, I and scales each to -1..1, so that a rotation in voxels is no rotation there
-    unless the image is a cube: it is conjugated by the image's half sizes.
+    ``affine_grid`` runs its axes K, J, I and scales each to -1..1, so that a rotation in space is no rotation there
+    unless the image is a cube: it is conjugated by the image's extent.
     """
     rotation = torch.eye(3).expand(len(angles_B3), 3, 3)
     for axis in range(3):
@@ -107,9 +132,8 @@ def _lookup_matrices(angles_B3: Tensor, zoom_B: Tensor, size: torch.Size) -> Ten
         a, b = (axis + 1) % 3, (axis + 2) % 3
         one_axis[:, a, a], one_axis[:, a, b], one_axis[:, b, a], one_axis[:, b, b] = cos, -sin, sin, cos
         rotation = rotation @ one_axis
-    half_IJK = torch.tensor(size, dtype=torch.float32) / 2
-    in_voxels = rotation / zoom_B[:, None, None]
-    normalised = in_voxels * half_IJK[None, None, :] / half_IJK[None, :, None]
+    in_mm = rotation / zoom_B[:, None, None]
+    normalised = in_mm * extent_mm_B3[:, None, :] / extent_mm_B3[:, :, None]
     return torch.cat([normalised.flip(1, 2), torch.zeros(len(angles_B3), 3, 1)], dim=2)
 
 
@@ -122,8 +146,10 @@ def _colour(image: Tensor, config: AugmentConfig, draws: Iterator[Tensor], gener
         noise = torch.stack([torch.randn(image.shape[1:], generator=g) for g in generators])
         image = image + noise_sd * noise.to(image.device)
     image = image * drawn(config.brightness_probability, config.brightness_range, 1.0)
-    mean = image.mean((2, 3, 4), keepdim=True)
-    image = (image - mean) * drawn(config.contrast_probability, config.contrast_range, 1.0) + mean
+    contrast = drawn(config.contrast_probability, config.contrast_range, 1.0)
+    if bool((contrast != 1).any()):
+        mean = image.mean((2, 3, 4), keepdim=True)
+        image = torch.where(contrast == 1, image, (image - mean) * contrast + mean)
     gamma = drawn(config.gamma_probability, config.gamma_range, 1.0)
     if bool((gamma != 1).any()):
         low, high = image.amin((2, 3, 4), keepdim=True), image.amax((2, 3, 4), keepdim=True)

@@ -1,0 +1,267 @@
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+from torch import Generator, Tensor
+
+from medvisionllama.data.augment import DRAWS, AugmentConfig, augment
+from medvisionllama.errors import InputError
+
+WINDOW = (24, 40, 32)
+SPACING_MM = (1.5, 0.7, 1.0)
+ALL = AugmentConfig(
+    rotate_probability=0.5,
+    scale_probability=0.5,
+    mirror_axes=(0, 1, 2),
+    noise_probability=0.5,
+    brightness_probability=0.5,
+    contrast_probability=0.5,
+    gamma_probability=0.5,
+)
+
+
+def generators(*seeds: int) -> list[Generator]:
+    return [Generator().manual_seed(seed) for seed in seeds]
+
+
+def drawn(seed: int) -> list[float]:
+    """The uniform numbers that a case with this seed is given."""
+    return torch.rand(DRAWS, generator=Generator().manual_seed(seed)).tolist()
+
+
+def places_mm(window: Sequence[int] = WINDOW, spacing_mm: Sequence[float] = SPACING_MM) -> Tensor:
+    """``(3,I,J,K)``: millimetres from the window's middle."""
+    axes = [(torch.arange(n) - (n - 1) / 2) * mm for n, mm in zip(window, spacing_mm, strict=True)]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
+
+
+def ball(centre_mm: Sequence[float], radius_mm: float = 4.0) -> Tensor:
+    """``(1,1,I,J,K)``, with a soft edge so that its moments are not those of its voxels."""
+    distance = torch.linalg.vector_norm(places_mm() - torch.tensor(centre_mm)[:, None, None, None], dim=0)
+    return torch.clamp(radius_mm - distance + 0.5, 0, 1)[None, None]
+
+
+def moments(image: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Centre (mm) and covariance (mm squared) of what is bright."""
+    mass, where = image.double().flatten(), places_mm().double().flatten(1)
+    centre = (where * mass).sum(1) / mass.sum()
+    apart = where - centre[:, None]
+    return centre.numpy(), ((apart * mass) @ apart.T / mass.sum()).numpy()
+
+
+def bend(image: Tensor, config: AugmentConfig, seed: int, **more: Any) -> Tensor:
+    label = torch.zeros((1, *image.shape[2:]), dtype=torch.uint8)
+    return augment(image, label, config, generators(seed), **more)[0]
+
+
+def turned_by(seed: int, degrees: float) -> np.ndarray:
+    """The rotation that a case with this seed is given, by scipy: about I, J and K."""
+    angles = [(2 * u - 1) * degrees for u in drawn(seed)[1:4]]
+    matrix = np.eye(3)
+    for axis, angle in zip("xyz", angles, strict=True):
+        matrix = matrix @ Rotation.from_euler(axis, angle, degrees=True).as_matrix()
+    return matrix
+
+
+IN_MM = {"spacing_mm_B3": torch.tensor([SPACING_MM])}
+TURN = AugmentConfig(rotate_probability=1.0, rotate_degrees=40.0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_ball_turns_about_the_middle_and_stays_a_ball(seed: int) -> None:
+    start = np.array([6.0, -5.0, 4.0])
+    centre, spread = moments(bend(ball(start.tolist()), TURN, seed, **IN_MM))
+    # The picture is looked up at R x, hence what was at p is now at the inverse's place.
+    np.testing.assert_allclose(centre, turned_by(seed, 40).T @ start, atol=0.1)
+    np.testing.assert_allclose(spread, moments(ball(start.tolist()))[1], atol=0.45)  # linear look-up blurs
+
+
+def test_without_its_spacing_a_ball_of_flat_voxels_would_be_crushed() -> None:
+    spread = moments(bend(ball([0.0, 0.0, 0.0]), TURN, 0))[1]
+    assert np.abs(spread - moments(ball([0.0, 0.0, 0.0]))[1]).max() > 0.9
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_bar_turns_by_the_angle_drawn(seed: int) -> None:
+    x, y, z = places_mm()
+    bar = (torch.clamp(9 - y.abs(), 0, 1) * torch.clamp(2.5 - x.abs(), 0, 1) * torch.clamp(2.5 - z.abs(), 0, 1))[
+        None, None
+    ]
+    direction = np.linalg.eigh(moments(bend(bar, TURN, seed, **IN_MM))[1])[1][:, -1]
+    expected = turned_by(seed, 40).T @ (0, 1, 0)
+    assert math.degrees(math.acos(min(1, abs(direction @ expected)))) < 1.5
+
+
+def test_angles_stay_within_what_was_asked() -> None:
+    few = AugmentConfig(rotate_probability=1.0, rotate_degrees=10.0)
+    turns = [turned_by(seed, 10) for seed in range(40)]
+    for seed in range(0, 40, 8):
+        centre, _ = moments(bend(ball([0.0, 9.0, 0.0]), few, seed, **IN_MM))
+        np.testing.assert_allclose(centre, turns[seed].T @ (0, 9, 0), atol=0.1)
+    assert all(np.linalg.norm(Rotation.from_matrix(t).as_rotvec(degrees=True)) < 3 * 10 for t in turns)
+
+
+@pytest.mark.parametrize("zoom", [0.75, 1.3])
+def test_zoom_above_one_magnifies(zoom: float) -> None:
+    config = AugmentConfig(scale_probability=1.0, scale_range=(zoom, zoom))
+    start = [3.0, -3.0, 2.0]
+    bent = bend(ball(start), config, 0, **IN_MM)
+    assert float(bent.sum() / ball(start).sum()) == pytest.approx(zoom**3, rel=0.03)
+    np.testing.assert_allclose(moments(bent)[0], zoom * np.array(start), atol=0.1)
+
+
+@pytest.mark.parametrize("spacing", [None, torch.tensor([SPACING_MM] * 4)])
+def test_image_and_label_go_through_one_geometry(spacing: Tensor | None) -> None:
+    """The image holds each voxel's place, the label its number: wherever a voxel went, both must say the same."""
+    config = AugmentConfig(rotate_probability=1.0, scale_probability=1.0, mirror_axes=(0, 1, 2))
+    indices = torch.stack(torch.meshgrid(*[torch.arange(n) for n in WINDOW], indexing="ij"))
+    number = (indices[0] * WINDOW[1] + indices[1]) * WINDOW[2] + indices[2]
+    image = torch.cat([indices.float(), torch.ones(1, *WINDOW)])
+    images, labels = augment(
+        image.expand(4, -1, -1, -1, -1), number.expand(4, -1, -1, -1), config, generators(1, 2, 3, 4), spacing
+    )
+    told = torch.stack([labels // (WINDOW[1] * WINDOW[2]), labels // WINDOW[2] % WINDOW[1], labels % WINDOW[2]], dim=1)
+    inside = images[:, 3] > 0.999
+    assert inside.float().mean() > 0.4
+    apart = (images[:, :3] - told).abs().amax(1)
+    assert float(apart[inside].max()) <= 0.501
+    assert float(apart[inside].mean()) > 0.1  # negative control: something was interpolated
+
+
+def test_outside_there_is_nothing() -> None:
+    config = AugmentConfig(scale_probability=1.0, scale_range=(0.5, 0.5))
+    image, label = augment(torch.ones(1, 1, *WINDOW), torch.ones(1, *WINDOW), config, generators(0))
+    assert float(image[0, 0, 0, 0, 0]) == float(label[0, 0, 0, 0]) == 0
+    assert float(label.mean()) == pytest.approx(1 / 8)
+
+
+def test_labels_keep_their_values_and_their_type() -> None:
+    config = AugmentConfig(rotate_probability=1.0, scale_probability=1.0)
+    label = torch.tensor([0, 1, 5, 255], dtype=torch.uint8)[torch.randint(4, (2, *WINDOW))]
+    bent = augment(torch.zeros(2, 1, *WINDOW), label, config, generators(0, 1))[1]
+    assert bent.dtype == torch.uint8
+    assert set(bent.unique().tolist()) == {0, 1, 5, 255}
+
+
+def test_mirrors_are_exact_and_each_axis_has_its_own() -> None:
+    image, label = torch.randn(1, 2, 3, 4, 5), torch.randint(3, (1, 3, 4, 5))
+    seen = set()
+    for seed in range(60):
+        mirrored = [axis for axis in range(3) if drawn(seed)[6 + axis] < 0.5]
+        bent, told = augment(image, label, AugmentConfig(mirror_axes=(0, 1, 2)), generators(seed))
+        assert torch.equal(bent, image.flip([axis + 2 for axis in mirrored]))
+        assert torch.equal(told, label.flip([axis + 1 for axis in mirrored]))
+        seen.add(tuple(mirrored))
+    assert len(seen) == 8
+
+
+def test_an_axis_left_out_is_never_mirrored() -> None:
+    image = torch.arange(4.0).reshape(1, 1, 4, 1, 1)
+    for seed in range(20):
+        assert torch.equal(bend(image, AugmentConfig(mirror_axes=(1, 2)), seed), image)
+
+
+def test_zero_probabilities_change_not_a_bit() -> None:
+    image, label = torch.randn(3, 2, 5, 6, 7) * 1e3 + 7, torch.randint(3, (3, 5, 6, 7))
+    bent, told = augment(image, label, AugmentConfig(), generators(0, 1, 2))
+    assert torch.equal(bent, image)
+    assert torch.equal(told, label)
+
+
+@pytest.mark.parametrize("kind", ["rotate", "scale", "noise", "brightness", "contrast", "gamma"])
+def test_those_not_drawn_change_not_a_bit_and_the_others_do(kind: str) -> None:
+    config = AugmentConfig(**{f"{kind}_probability": 0.3})
+    image = torch.randn(1, 2, 6, 7, 8).expand(300, -1, -1, -1, -1)
+    bent, _ = augment(image, torch.zeros(300, 6, 7, 8), config, generators(*range(300)))
+    changed = (bent != image).flatten(1).any(1)
+    assert 0.2 < float(changed.float().mean()) < 0.4
+    assert torch.equal(bent[~changed], image[~changed])
+
+
+def test_the_given_batch_is_left_as_it_was() -> None:
+    image, label = torch.randn(4, 2, 6, 7, 8), torch.randint(3, (4, 6, 7, 8))
+    kept = image.clone(), label.clone()
+    augment(image, label, ALL, generators(0, 1, 2, 3))
+    assert torch.equal(image, kept[0])
+    assert torch.equal(label, kept[1])
+
+
+def test_what_happens_to_a_case_depends_on_its_generator_alone() -> None:
+    image, label = torch.randn(8, 2, 9, 10, 11), torch.randint(3, (8, 9, 10, 11))
+    spacing = torch.rand(8, 3) + 0.5
+    together = augment(image, label, ALL, generators(*range(8)), spacing)
+    for case in range(8):
+        alone = augment(image[case : case + 1], label[case : case + 1], ALL, generators(case), spacing[case : case + 1])
+        torch.testing.assert_close(alone[0][0], together[0][case], rtol=1e-6, atol=1e-6)
+        assert torch.equal(alone[1][0], together[1][case])
+    other = augment(image, label, ALL, generators(*range(8, 16)), spacing)
+    assert all(not torch.equal(one, two) for one, two in zip(other[0], together[0], strict=True))
+
+
+def test_the_same_generators_give_the_same_batch() -> None:
+    image, label = torch.randn(4, 2, 9, 10, 11), torch.randint(3, (4, 9, 10, 11))
+    first, second = (augment(image, label, ALL, generators(0, 1, 2, 3)) for _ in range(2))
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+
+
+def test_one_setting_does_not_shift_the_draws_of_another() -> None:
+    image, label = torch.randn(6, 1, 9, 10, 11), torch.randint(3, (6, 9, 10, 11))
+    turn = AugmentConfig(rotate_probability=0.5, gamma_probability=0.5)
+    more = AugmentConfig(rotate_probability=0.5, gamma_probability=0.5, noise_probability=1.0, noise_sd=1e-6)
+    first, second = (
+        augment(image, label, turn, generators(*range(6))),
+        augment(image, label, more, generators(*range(6))),
+    )
+    assert torch.equal(first[1], second[1])
+    torch.testing.assert_close(first[0], second[0], rtol=0, atol=1e-4)
+
+
+def test_noise_has_the_deviation_drawn() -> None:
+    config = AugmentConfig(noise_probability=1.0, noise_sd=0.4)
+    for seed in range(5):
+        noise = bend(torch.zeros(1, 1, *WINDOW), config, seed)
+        assert float(noise.std()) == pytest.approx(0.4 * drawn(seed)[10], rel=0.03)
+        assert abs(float(noise.mean())) < 0.01
+
+
+def test_brightness_contrast_and_gamma_do_what_their_names_say() -> None:
+    image = torch.randn(1, 2, 9, 10, 11) + 1
+    brighter = bend(image, AugmentConfig(brightness_probability=1.0, brightness_range=(1.25, 1.25)), 0)
+    torch.testing.assert_close(brighter, image * 1.25)
+    stretched = bend(image, AugmentConfig(contrast_probability=1.0, contrast_range=(0.5, 0.5)), 0)
+    torch.testing.assert_close(stretched.mean((2, 3, 4)), image.mean((2, 3, 4)))
+    torch.testing.assert_close(stretched.std((2, 3, 4)), image.std((2, 3, 4)) * 0.5)
+    curved = bend(image, AugmentConfig(gamma_probability=1.0, gamma_range=(2.0, 2.0)), 0)
+    low, high = image.amin((2, 3, 4), keepdim=True), image.amax((2, 3, 4), keepdim=True)
+    torch.testing.assert_close(curved, ((image - low) / (high - low)).square() * (high - low) + low)
+    assert bool((curved <= image + 1e-5).all())
+
+
+def test_a_flat_image_stays_finite() -> None:
+    always = {f"{kind}_probability": 1.0 for kind in ("brightness", "contrast", "gamma")}
+    for value in (0.0, -3.0):
+        flat = bend(torch.full((1, 1, 4, 4, 4), value), AugmentConfig(**always), 0)
+        assert bool(torch.isfinite(flat).all())
+        assert len(flat.unique()) == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"noise_probability": 1.5},
+        {"rotate_probability": -0.1},
+        {"scale_probability": float("nan")},
+        {"scale_range": (1.4, 0.7)},
+        {"gamma_range": (0.0, 1.0)},
+        {"mirror_axes": (3,)},
+        {"mirror_axes": (-1,)},
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(settings))):
+        AugmentConfig(**settings)
