@@ -221,7 +221,7 @@ def train_step(
     batch = batches.batch(step)
     image, label = batch.image.to(device), batch.label.to(device)
     generators = [_generator(batches.seed, position) for position in batch.positions]
-    image, label = augment(image, label, recipe.augment, generators)
+    image, label = augment(image, label, recipe.augment, generators, batch.spacing_mm)
     for group in optimizer.param_groups:
         group["lr"] = recipe.rate(step)
     with _dropout_drawn_from(batches.seed, step, device):

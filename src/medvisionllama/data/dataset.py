@@ -5,7 +5,6 @@ Axes: ``B`` batch, ``M`` modalities, ``I J K`` voxels.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -20,16 +19,17 @@ from medvisionllama.data.nifti import read_grid
 from medvisionllama.data.plan import Plan
 from medvisionllama.data.preprocess import label_to_model_grid, to_model_grid
 from medvisionllama.errors import InputError
-from medvisionllama.geometry import AFFINE_TOLERANCE_MM, Array, Grid, Shape
+from medvisionllama.geometry import Array, Shape, ras_grid
 from medvisionllama.run_folder import to_json
+from medvisionllama.whole_file import whole_file
 
 # Raised whenever the same plan would prepare a case otherwise, so that old files are not taken for new ones.
-PREPARED_FORMAT = 1
+PREPARED_FORMAT = 2
 # Foreground places remembered of each case, enough that a patch drawn around one is as good as any.
 REMEMBERED_PLACES = 2048
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PreparedCase:
     """A case on the model's grid, memory-mapped: opening it reads nothing.
 
@@ -37,16 +37,18 @@ class PreparedCase:
         name: The case's.
         image: ``(M,I,J,K)`` float32.
         label: ``(I,J,K)`` uint8 of output channels.
-        places: ``(n,4)``: output channel and voxel of some foreground voxels, as many of each class as there are.
+        places: ``(n,4)``: output channel and voxel of some foreground voxels, up to an equal share for each class.
+        spacing_mm: Of its voxels along I, J, K.
     """
 
     name: str
     image: Array
     label: Array
     places: Array
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """What one step trains on.
 
@@ -55,12 +57,14 @@ class Batch:
         label: ``(B,I,J,K)`` uint8.
         cases: Their names.
         positions: Where each stands in the endless sequence of draws; with the seed it fixes all that happens to it.
+        spacing_mm: ``(B,3)`` float32, of the voxels along I, J, K.
     """
 
     image: Tensor
     label: Tensor
     cases: tuple[str, ...]
     positions: tuple[int, ...]
+    spacing_mm: Tensor
 
 
 def prepare(
@@ -76,7 +80,8 @@ def prepare(
     processes may prepare at once, and an interrupted one goes on where it stopped.
 
     Raises:
-        InputError: A case cannot be read, its label lies on another grid, or the folder cannot be written.
+        InputError: A case cannot be read, its label lies on another grid, the folder cannot be written, or a file of
+            it is damaged.
     """
     return [_open(case, _prepare_case(case, plan, folder)) for case in progress(cases)]
 
@@ -89,19 +94,7 @@ def refuse_unusable(cases: Iterable[Case]) -> None:
     """
     for case in cases:
         assert case.label is not None
-        _refuse_other_grid(case, read_grid(case.image)[0], read_grid(case.label)[0])
-
-
-def _refuse_other_grid(case: Case, image: Grid, label: Grid) -> None:
-    if not image.same_as(label):
-        shift = image.distance_mm(label)
-        told = f"shapes {image.shape} and {label.shape}" if np.isinf(shift) else f"{shift:.3g} mm apart"
-        raise InputError(
-            f"{case.image} and {case.label} lie on different grids",
-            got=told,
-            expected=f"the same shape, and affines within {AFFINE_TOLERANCE_MM} mm",
-            mend="Resample the label map onto its image, or leave the case out of dataset.json.",
-        )
+        case.refuse_different_grids(read_grid(case.image)[0], read_grid(case.label)[0])
 
 
 def _prepare_case(case: Case, plan: Plan, folder: Path) -> dict[str, Path]:
@@ -110,8 +103,7 @@ def _prepare_case(case: Case, plan: Plan, folder: Path) -> dict[str, Path]:
     paths = {kind: folder / key[:2] / f"{key}.{kind}.npy" for kind in ("image", "label", "places")}
     if all(path.exists() for path in paths.values()):
         return paths
-    image, label = case.read_image(), case.read_label()
-    _refuse_other_grid(case, image.grid, label.grid)
+    image, label = case.read_pair()
     prepared = {
         "image": to_model_grid(image, plan, str(case.image)),
         "label": label_to_model_grid(label, plan, str(case.label)),
@@ -136,32 +128,33 @@ def _key(case: Case, plan: Plan) -> str:
 
 def _foreground_places(label_IJK: Array) -> Array:
     classes = [int(value) for value in np.unique(label_IJK) if value]
+    # Drawn: every n-th voxel of a straight-edged structure might all lie in one plane.
+    draw = np.random.default_rng(0)
     places = []
     for value in classes:
         voxels = np.argwhere(label_IJK == value)
-        thinned = voxels[:: max(1, -(-len(voxels) * len(classes) // REMEMBERED_PLACES))]
-        places.append(np.column_stack([np.full(len(thinned), value), thinned]))
+        kept = draw.permutation(len(voxels))[: max(1, REMEMBERED_PLACES // len(classes))]
+        places.append(np.column_stack([np.full(len(kept), value), voxels[kept]]))
     return np.concatenate(places).astype(np.int32) if places else np.zeros((0, 4), np.int32)
 
 
 def _save(array: Array, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        with part.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-        part.replace(path)
-    except OSError as error:
-        raise InputError(
-            f"cannot keep a prepared case at {path}",
-            got=error.strerror or str(error),
-            mend="Name a folder with room by --cache.",
-        ) from error
+    with whole_file(path, mend="Name a folder with room by --cache.") as part, part.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
 
 
 def _open(case: Case, paths: dict[str, Path]) -> PreparedCase:
-    image, label = (np.load(paths[kind], mmap_mode="r", allow_pickle=False) for kind in ("image", "label"))
-    return PreparedCase(case.name, image, label, np.load(paths["places"], allow_pickle=False))
+    try:
+        image, label = (np.load(paths[kind], mmap_mode="r", allow_pickle=False) for kind in ("image", "label"))
+        places = np.load(paths["places"], allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(
+            f"the prepared case {case.name} at {paths['image']} is damaged",
+            got=str(error),
+            mend=f"Delete {paths['image'].parent}; it is made anew.",
+        ) from error
+    grid = ras_grid(read_grid(case.image)[0]).with_shape(label.shape)
+    return PreparedCase(case.name, image, label, places, grid.spacing_mm)
 
 
 @dataclass(frozen=True)
@@ -197,32 +190,34 @@ class BatchSource:
         return Batch(
             image=torch.from_numpy(np.stack([image for _, image, _ in drawn])),
             label=torch.from_numpy(np.stack([label for _, _, label in drawn])),
-            cases=tuple(name for name, _, _ in drawn),
+            cases=tuple(case.name for case, _, _ in drawn),
             positions=tuple(positions),
+            spacing_mm=torch.tensor([case.spacing_mm for case, _, _ in drawn]),
         )
 
-    def _patch(self, position: int) -> tuple[str, Array, Array]:
+    def _patch(self, position: int) -> tuple[PreparedCase, Array, Array]:
         epoch, place = divmod(position, len(self.cases))
         order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.cases))
         case = self.cases[order[place]]
         draw = np.random.default_rng([self.seed, 1, position])
         start = self._first_voxel(case, draw)
         image = _cut(case.image, start, self.window)
-        return case.name, image, _cut(case.label, start, self.window)
+        return case, image, _cut(case.label, start, self.window)
 
     def _first_voxel(self, case: PreparedCase, draw: np.random.Generator) -> list[int]:
         """The first voxel of the patch along each axis; negative where the case is smaller than the patch."""
         room = [size - window for size, window in zip(case.label.shape, self.window, strict=True)]
         forced, at = draw.random() < self.foreground_share, draw.random(3)
         class_draw, voxel_draw = draw.random(2)
-        starts = [int(at[axis] * (r + 1)) if r > 0 else r // 2 for axis, r in enumerate(room)]
+        # Where the case is smaller, the padding before it is that of sliding_window.
+        starts = [int(at[axis] * (r + 1)) if r > 0 else -(-r // 2) for axis, r in enumerate(room)]
         if not forced or not len(case.places):
             return starts
         classes = np.unique(case.places[:, 0])
         places = case.places[case.places[:, 0] == classes[int(class_draw * len(classes))], 1:]
         voxel = places[int(voxel_draw * len(places))]
         middle = [int(v) - w // 2 for v, w in zip(voxel, self.window, strict=True)]
-        return [min(max(m, 0), r) if r > 0 else r // 2 for m, r in zip(middle, room, strict=True)]
+        return [min(max(m, 0), r) if r > 0 else s for m, r, s in zip(middle, room, starts, strict=True)]
 
 
 def _cut(array: Array, start: Sequence[int], window: Shape) -> Array:

@@ -8,17 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medvisionllama.data.decathlon import Case, Task
-from medvisionllama.data.nifti import read_grid, read_label_map
+from medvisionllama.data.nifti import read_grid
 from medvisionllama.errors import InputError
-from medvisionllama.geometry import Shape, ras_grid
+from medvisionllama.geometry import Grid, Shape, ras_grid
 from medvisionllama.run_folder import FORMAT_VERSION, read_json, write_json
 
 Protocol = Literal["native", "paper"]
+IntensityKind = Literal["zscore", "body-zscore", "clip-zscore"]
 
 # A token stands for 8 voxels an axis, so windows are multiples of 8.
 PATCH_MULTIPLE = 8
@@ -26,6 +28,8 @@ PATCH_MULTIPLE = 8
 MOST_WINDOW_VOXELS = 96**3
 PERCENTILES = (0.5, 99.5)
 FOREGROUND_SAMPLES_PER_CASE = 10_000
+# What uint8 holds beside background: prepared label maps are stored so.
+MOST_CLASSES = 255
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,22 @@ class IntensityRule:
         high: Foreground percentile 99.5.
         mean: Foreground mean.
         sd: Foreground standard deviation.
+
+    Raises:
+        InputError: There is no such kind.
     """
 
-    kind: Literal["zscore", "body-zscore", "clip-zscore"]
+    kind: IntensityKind
     low: float = 0.0
     high: float = 0.0
     mean: float = 0.0
     sd: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(IntensityKind):
+            raise InputError(
+                "a rule for intensities", got=str(self.kind), expected=" or ".join(get_args(IntensityKind))
+            )
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,9 @@ class Plan:
         classes: Label value to name, background left out, in the order of the output channels.
         training_cases: How many cases the plan was made from.
         median_shape: Their median size in voxels at ``spacing_mm`` (native) or as stored (paper).
+
+    Raises:
+        InputError: There is no such protocol, or there are more classes than a prepared label map can hold.
     """
 
     protocol: Protocol
@@ -73,6 +89,17 @@ class Plan:
     classes: Mapping[int, str]
     training_cases: int
     median_shape: Shape
+
+    def __post_init__(self) -> None:
+        if self.protocol not in get_args(Protocol):
+            raise InputError("a plan's protocol", got=str(self.protocol), expected=" or ".join(get_args(Protocol)))
+        if not self.merged and len(self.classes) > MOST_CLASSES:
+            raise InputError(
+                f"{self.task} has too many classes",
+                got=str(len(self.classes)),
+                expected=f"{MOST_CLASSES} at most",
+                mend="Merge classes, or leave some out of dataset.json and the label maps.",
+            )
 
     @property
     def in_channels(self) -> int:
@@ -128,8 +155,12 @@ class Plan:
                 training_cases=content["training_cases"],
                 median_shape=_shape(content["median_shape"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{where} cannot be understood", got=f"{type(error).__name__}: {error}") from error
+        except InputError:
+            raise
+        except KeyError as error:
+            raise InputError(f"{where} lacks {error}", mend="Plan or train again.") from error
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise InputError(f"{where} cannot be understood", got=str(error), mend="Plan or train again.") from error
 
 
 def read_plan(path: Path) -> Plan:
@@ -167,7 +198,8 @@ def make_plan(
         progress: Wraps the cases as they are read.
 
     Raises:
-        InputError: There are no cases or classes, a file cannot be read, or the grid is not a multiple of 8.
+        InputError: There are no cases, no classes or too many, a file cannot be read or does not fit its data set's
+            description, or the grid is not a multiple of 8.
     """
     if not cases:
         raise InputError(f"{task.folder} has no training cases", mend="List labelled cases under `training`.")
@@ -175,7 +207,11 @@ def make_plan(
         raise InputError(f"{task.folder} names no class but background", mend="Name the classes in dataset.json.")
     if protocol == "paper" and (grid < PATCH_MULTIPLE or grid % PATCH_MULTIPLE):
         raise InputError("the paper protocol's grid", got=str(grid), expected=f"a multiple of {PATCH_MULTIPLE}")
-    grids = [ras_grid(read_grid(case.image)[0]) for case in progress(cases)]
+    grids, foreground = [], []
+    for case in progress(cases):
+        grids.append(_planned_grid(task, case))
+        if protocol == "native" and any(task.ct_channels):
+            foreground.append(_foreground_sample(case))
     spacing, shapes = None, np.array([g.shape for g in grids])
     if protocol == "native":
         middle = np.median([g.spacing_mm for g in grids], axis=0)
@@ -187,11 +223,25 @@ def make_plan(
         task=task.name,
         window=(grid, grid, grid) if protocol == "paper" else _window(median),
         spacing_mm=spacing,
-        intensity=_intensity_rules(task, cases, protocol),
+        intensity=_intensity_rules(task, protocol, foreground),
         classes=dict(task.classes),
         training_cases=len(cases),
         median_shape=median,
     )
+
+
+def _planned_grid(task: Task, case: Case) -> Grid:
+    """The case's grid in RAS order, from headers alone."""
+    headers = [read_grid(path) for path in (case.image, *case.more_channels)]
+    channels = sum(number for _, number in headers)
+    if channels != task.channels:
+        raise InputError(
+            f"{case.image} has another number of channels than its data set names",
+            got=str(channels),
+            expected=f"{task.channels} ({', '.join(task.modalities)})",
+            mend="Correct the modalities in dataset.json, or leave the case out.",
+        )
+    return ras_grid(headers[0][0])
 
 
 def _window(median: Shape) -> Shape:
@@ -202,14 +252,22 @@ def _window(median: Shape) -> Shape:
     return _shape(window)
 
 
-def _intensity_rules(task: Task, cases: Sequence[Case], protocol: Protocol) -> tuple[IntensityRule, ...]:
+def _intensity_rules(
+    task: Task, protocol: Protocol, foreground_Mn: Sequence[NDArray[np.float32]]
+) -> tuple[IntensityRule, ...]:
+    """One rule a channel; ``foreground_Mn`` holds each case's sample where there is CT."""
     if protocol == "paper":
         return tuple(IntensityRule("zscore") for _ in task.modalities)
-    if not any(task.ct_channels):
+    if not foreground_Mn:
         return tuple(IntensityRule("body-zscore") for _ in task.modalities)
-    foreground_MN = np.concatenate([_foreground_sample(case) for case in cases], axis=1)
+    pooled = np.concatenate(foreground_Mn, axis=1).astype(np.float64)
+    if not pooled.size:
+        raise InputError(
+            f"no label map of {task.folder}'s training part holds foreground",
+            mend="CT is normalised by its foreground: label some.",
+        )
     rules = []
-    for is_ct, values in zip(task.ct_channels, foreground_MN, strict=True):
+    for is_ct, values in zip(task.ct_channels, pooled, strict=True):
         if not is_ct:
             rules.append(IntensityRule("body-zscore"))
             continue
@@ -219,13 +277,15 @@ def _intensity_rules(task: Task, cases: Sequence[Case], protocol: Protocol) -> t
     return tuple(rules)
 
 
-def _foreground_sample(case: Case) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _foreground_sample(case: Case) -> NDArray[np.float32]:
     """``(M,n)`` intensities at foreground voxels, evenly thinned to a bounded number so that no case outweighs."""
-    assert case.label is not None
-    image = case.read_image().array
-    inside = np.flatnonzero(read_label_map(case.label).array)
-    inside = inside[:: max(1, len(inside) // FOREGROUND_SAMPLES_PER_CASE)]
-    return image.reshape(-1, image.shape[-3] * image.shape[-2] * image.shape[-1])[:, inside]
+    image, label = case.read_pair()
+    inside = np.flatnonzero(label.array)
+    inside = inside[:: max(1, -(-len(inside) // FOREGROUND_SAMPLES_PER_CASE))]
+    sample: NDArray[np.float32] = image.array.reshape(-1, label.array.size)[:, inside]
+    if not np.isfinite(sample).all():
+        raise InputError(f"{case.image} holds NaN or infinite intensities", mend="Replace them before training.")
+    return sample
 
 
 def _shape(sizes: Iterable[Any]) -> Shape:

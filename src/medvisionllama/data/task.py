@@ -10,7 +10,7 @@ import numpy as np
 
 from medvisionllama.data.nifti import read_label_map, read_volume
 from medvisionllama.errors import InputError
-from medvisionllama.geometry import Volume
+from medvisionllama.geometry import AFFINE_TOLERANCE_MM, Grid, Volume
 
 DESCRIPTION = "dataset.json"
 BACKGROUND = 0
@@ -68,6 +68,35 @@ class Case:
         if self.label is None:
             raise InputError(f"the case {self.name} has no label", mend="Add one, or leave the case out.")
         return read_label_map(self.label)
+
+    def read_pair(self) -> tuple[Volume, Volume]:
+        """Image and label map on the image's grid.
+
+        Affines that differ by rounding become one: else axes near 45 degrees, or a size halfway between two, could be
+        taken one way for the image and the other way for its label map.
+
+        Raises:
+            InputError: As :meth:`read_image` and :meth:`read_label`; or they lie on different grids.
+        """
+        image, label = self.read_image(), self.read_label()
+        self.refuse_different_grids(image.grid, label.grid)
+        return image, Volume(label.array, image.affine)
+
+    def refuse_different_grids(self, image: Grid, label: Grid) -> None:
+        """Make sure that a label map lies where its image lies.
+
+        Raises:
+            InputError: Shapes differ, or voxels lie apart.
+        """
+        if not image.same_as(label):
+            shift = image.distance_mm(label)
+            told = f"shapes {image.shape} and {label.shape}" if np.isinf(shift) else f"{shift:.3g} mm apart"
+            raise InputError(
+                f"{self.image} and {self.label} lie on different grids",
+                got=told,
+                expected=f"the same shape, and affines within {AFFINE_TOLERANCE_MM} mm",
+                mend="Resample the label map onto its image, or leave the case out of dataset.json.",
+            )
 
 
 @dataclass(frozen=True)
