@@ -1,0 +1,249 @@
+"""One prediction against one reference: all targets from one look at the two label maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import find_objects
+
+from medvisionllama.data.nifti import case_name, read_label_map
+from medvisionllama.errors import InputError
+from medvisionllama.evaluate.targets import Target
+from medvisionllama.geometry import AFFINE_TOLERANCE_MM, Grid, Volume
+from medvisionllama.metrics.lesions import DEFAULT_MIN_IOU, lesion_scores
+from medvisionllama.metrics.overlap import Counts, counts_of, joint_histogram, label_counts, overlap_scores
+from medvisionllama.metrics.surface import surface_scores
+from medvisionllama.run_folder import METRICS, ScoreRow
+
+Labels = NDArray[np.integer[Any]]
+Mask = NDArray[np.bool_]
+Box = tuple[slice, ...]
+
+_SMALL = 255  # labels up to here are counted as they are
+_NO_MASKS: tuple[Mask, Mask] = (np.zeros((1, 1, 1), dtype=np.bool_), np.zeros((1, 1, 1), dtype=np.bool_))
+
+
+def score(
+    prediction: Volume | Path | str,
+    reference: Volume | Path | str,
+    *,
+    tolerance_mm: float | None = None,
+    targets: Sequence[Target] | None = None,
+    case: str = "",
+) -> list[ScoreRow]:
+    """Score one label map against another.
+
+    Args:
+        prediction: ``(I,J,K)`` whole numbers, or the path of a NIfTI file.
+        reference: The same, on the same grid.
+        tolerance_mm: For NSD, which is NaN without it.
+        targets: What to score; by default every label found in either map, under its number.
+        case: The name in the rows; by default the prediction's file name.
+
+    Raises:
+        InputError: Another grid, more than one channel, or labels that are no whole numbers.
+    """
+    name = case or ("" if isinstance(prediction, Volume) else case_name(prediction))
+    predicted, referenced = _read(prediction), _read(reference)
+    if targets is None:
+        found = sorted(set(labels_in(predicted)) | set(labels_in(referenced)))
+        targets = [Target(str(label), (label,)) for label in found]
+    return score_volume(predicted, referenced, targets, tolerance_mm, name)
+
+
+def _read(volume: Volume | Path | str) -> Volume:
+    return volume if isinstance(volume, Volume) else read_label_map(volume)
+
+
+def labels_in(volume: Volume) -> list[int]:
+    """The foreground labels of a label map, in order."""
+    return [label for label in label_counts(_whole_numbers(volume, "the label map")) if label > 0]
+
+
+def score_volume(
+    prediction: Volume, reference: Volume, targets: Sequence[Target], tolerance_mm: float | None, case: str
+) -> list[ScoreRow]:
+    """All eight metrics for every target, in the order of ``targets`` and :data:`METRICS`.
+
+    Args:
+        prediction: ``(I,J,K)``; bool, integers, or floats that hold whole numbers.
+        reference: The same, on the same grid.
+        targets: Classes and regions, which may overlap.
+        tolerance_mm: For NSD, which is NaN where this is None.
+        case: The name in the rows; it is named in errors too.
+
+    Raises:
+        InputError: The grids differ (by more than 1e-3 mm), a map has four axes, or labels are no whole numbers.
+    """
+    pair = _Pair.of(prediction, reference, targets, case)
+    rows = []
+    for target in targets:
+        scores = overlap_scores(pair.counts(target))
+        hd95_mm = nsd = math.nan
+        masks = pair.masks(target)
+        if masks:
+            surface = surface_scores(*masks, pair.grid.spacing_mm, tolerance_mm, pair.grid.diagonal_mm)
+            hd95_mm, nsd = surface.hd95_mm, surface.nsd
+        values = (*scores.values(), hd95_mm, nsd)
+        rows += [ScoreRow(case, target.name, m, v) for m, v in zip(METRICS, values, strict=True)]
+    return rows
+
+
+def score_lesions(
+    prediction: Volume, reference: Volume, targets: Sequence[Target], case: str, min_iou: float = DEFAULT_MIN_IOU
+) -> list[ScoreRow]:
+    """The lesion view: :data:`LESION_METRICS` for every target, arguments as for :func:`score_volume`.
+
+    Args:
+        prediction: ``(I,J,K)`` labels.
+        reference: The same.
+        targets: Classes and regions, which may overlap.
+        case: The name in the rows.
+        min_iou: From which overlap two components are the same lesion.
+    """
+    pair = _Pair.of(prediction, reference, targets, case)
+    rows = []
+    for target in targets:
+        masks = pair.masks(target) or _NO_MASKS
+        scores = lesion_scores(*masks, pair.grid.spacing_mm, min_iou)
+        rows += [ScoreRow(case, target.name, metric, value) for metric, value in scores.as_dict().items()]
+    return rows
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two label maps of one grid, looked at once for all targets.
+
+    Attributes:
+        predicted: Labels within the box that holds all foreground of both.
+        referenced: The same.
+        grid: Of the whole image.
+        codes: The number in these maps of every label that was renamed.
+        histogram: Of the whole image: predicted label by referenced label.
+        boxes: For either map the box of every label from 1 on, None where it has no voxel.
+    """
+
+    predicted: Labels
+    referenced: Labels
+    grid: Grid
+    codes: Mapping[int, int]
+    histogram: NDArray[np.int64]
+    boxes: tuple[Sequence[Box | None], Sequence[Box | None]]
+
+    @classmethod
+    def of(cls, prediction: Volume, reference: Volume, targets: Sequence[Target], case: str) -> _Pair:
+        predicted = _whole_numbers(prediction, f"{case}: the prediction")
+        referenced = _whole_numbers(reference, f"{case}: the reference")
+        _same_grid(prediction.grid, reference.grid, case)
+        # Most of an image is background in both: it is looked at once and then left out.
+        seen = _union(_foreground_box(labels) for labels in (predicted, referenced)) or (slice(0),) * 3
+        predicted, referenced, codes = _compact(predicted[seen], referenced[seen], targets)
+        top = max(int(predicted.max(initial=0)), int(referenced.max(initial=0)))
+        histogram = joint_histogram(predicted, referenced, top + 1)
+        histogram[0, 0] += reference.array.size - referenced.size
+        boxes = [find_objects(labels, top) if top else [] for labels in (predicted, referenced)]
+        return cls(predicted, referenced, reference.grid, codes, histogram, (boxes[0], boxes[1]))
+
+    def counts(self, target: Target) -> Counts:
+        """Voxels of the target, over the whole image."""
+        return counts_of(self._labels(target), self.histogram)
+
+    def masks(self, target: Target) -> tuple[Mask, Mask] | None:
+        """Prediction and reference of the target in the box around both; None where neither has it."""
+        labels = self._labels(target)
+        box = _union(boxes[label - 1] for boxes in self.boxes for label in labels if label <= len(boxes))
+        return None if box is None else (_mask(self.predicted[box], labels), _mask(self.referenced[box], labels))
+
+    def _labels(self, target: Target) -> list[int]:
+        return [self.codes.get(label, label) for label in target.labels]
+
+
+def _whole_numbers(volume: Volume, what: str) -> Labels:
+    """The voxels as unsigned integers."""
+    array = volume.array
+    if array.ndim != 3:
+        raise InputError(f"{what} has {len(array)} channels", expected="three axes, one label per voxel")
+    if array.dtype.kind == "f":
+        if not (np.isfinite(array).all() and np.array_equal(array, np.rint(array))):
+            raise InputError(
+                f"{what} has labels that are not whole numbers",
+                mend="Resample label maps by nearest neighbour, or threshold the probabilities.",
+            )
+    elif array.dtype.kind not in "iub":
+        raise InputError(f"{what} has labels of type {array.dtype}", expected="whole numbers")
+    if array.dtype.kind in "fi" and array.size and array.min() < 0:
+        raise InputError(
+            f"{what} has negative labels", got=f"{array.min():g}", expected="0 for background, classes from 1"
+        )
+    return array.astype(np.min_scalar_type(int(array.max(initial=0))), copy=False)
+
+
+def _same_grid(prediction: Grid, reference: Grid, case: str) -> None:
+    if prediction.same_as(reference, AFFINE_TOLERANCE_MM):
+        return
+    mend = "Write predictions in the reference's grid, or pass --resample to take them there by nearest neighbour."
+    if prediction.shape != reference.shape:
+        raise InputError(
+            f"{case}: prediction and reference have different grids",
+            got=_told(prediction),
+            expected=_told(reference),
+            mend=mend,
+        )
+    raise InputError(
+        f"{case}: prediction and reference lie in different places",
+        got=f"voxels up to {prediction.distance_mm(reference):.4g} mm apart",
+        expected=f"at most {AFFINE_TOLERANCE_MM:g} mm",
+        mend=mend,
+    )
+
+
+def _told(grid: Grid) -> str:
+    return f"{'x'.join(map(str, grid.shape))} voxels of {'x'.join(f'{s:.3g}' for s in grid.spacing_mm)} mm"
+
+
+def _compact(prediction: Labels, reference: Labels, targets: Sequence[Target]) -> tuple[Labels, Labels, dict[int, int]]:
+    """Both maps with small labels, and the new number of every label that was renamed.
+
+    Large labels (FreeSurfer's reach 14,175) would make the joint histogram huge: where there are any, the labels that
+    are asked for become 1, 2, 3..., all others 0.
+    """
+    if max(prediction.max(initial=0), reference.max(initial=0)) <= _SMALL:
+        return np.ascontiguousarray(prediction), np.ascontiguousarray(reference), {}
+    wanted = np.array(sorted({label for target in targets for label in target.labels}), dtype=np.int64)
+    codes = {int(label): code for code, label in enumerate(wanted, start=1)}
+    return _renamed(prediction, wanted), _renamed(reference, wanted), codes
+
+
+def _renamed(labels: Labels, wanted: NDArray[np.int64]) -> Labels:
+    place = np.minimum(np.searchsorted(wanted, labels), len(wanted) - 1)
+    found = wanted[place] == labels
+    return np.where(found, place + 1, 0).astype(np.min_scalar_type(len(wanted)))
+
+
+def _union(boxes: Iterable[Box | None]) -> Box | None:
+    """The smallest box around all that are not None."""
+    known = [box for box in boxes if box is not None]
+    if not known:
+        return None
+    return tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*known, strict=True))
+
+
+def _foreground_box(labels: Labels) -> Box | None:
+    slices = []
+    for axis in range(3):
+        plane = np.flatnonzero(labels.max(axis=tuple(a for a in range(3) if a != axis)))
+        if not plane.size:
+            return None
+        slices.append(slice(int(plane[0]), int(plane[-1]) + 1))
+    return tuple(slices)
+
+
+def _mask(labels: Labels, wanted: Sequence[int]) -> Mask:
+    mask: Mask = labels == wanted[0] if len(wanted) == 1 else np.isin(labels, wanted)
+    return mask

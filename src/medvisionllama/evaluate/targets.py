@@ -1,0 +1,76 @@
+"""What is scored: classes, regions, and the tolerance that goes with a task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from medvisionllama.data.decathlon import Task
+from medvisionllama.errors import InputError
+
+# The Decathlon's own NSD tolerances, as remembered (SPEC 7): recorded with every result, and a setting.
+TOLERANCES_MM: Mapping[str, float] = {
+    "Task01_BrainTumour": 5.0,
+    "Task02_Heart": 4.0,
+    "Task03_Liver": 7.0,
+    "Task04_Hippocampus": 1.0,
+    "Task05_Prostate": 4.0,
+    "Task06_Lung": 2.0,
+    "Task07_Pancreas": 5.0,
+    "Task08_HepaticVessel": 3.0,
+    "Task09_Spleen": 3.0,
+    "Task10_Colon": 4.0,
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is scored under one name: a class is one label, a region the union of several."""
+
+    name: str
+    labels: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.labels or min(self.labels) < 1:
+            raise InputError(
+                f"a target has a name and labels from 1 on, not {self.name!r} with {self.labels}",
+                mend="Background (0) is no target.",
+            )
+
+
+def targets_of(task: Task) -> tuple[Target, ...]:
+    """One target per class of the task, under its name."""
+    return tuple(Target(name, (label,)) for label, name in task.classes.items())
+
+
+def foreground_of(task: Task) -> Target:
+    """The papers' single target: all classes merged."""
+    return Target("foreground", tuple(task.classes))
+
+
+def tolerance_of(task: Task) -> float | None:
+    """The Decathlon's NSD tolerance for its own ten tasks, known by their folder's or their own name; else None."""
+    known = {full.lower(): mm for full, mm in TOLERANCES_MM.items()}
+    known |= {full.split("_")[1].lower(): mm for full, mm in TOLERANCES_MM.items()}
+    names = (task.folder.resolve().name.lower(), task.name.lower())
+    return next((known[name] for name in names if name in known), None)
+
+
+def parse_region(text: str, classes: Mapping[int, str] | None = None) -> Target:
+    """A region from ``NAME=LABEL,LABEL...``, labels by number or by class name.
+
+    Raises:
+        InputError: There is no ``=``, or a label is neither a number nor a class.
+    """
+    name, equals, members = text.partition("=")
+    numbers = {known: label for label, known in (classes or {}).items()}
+    try:
+        labels = tuple(numbers[m] if m in numbers else int(m) for m in (part.strip() for part in members.split(",")))
+    except ValueError as error:
+        known = f"; the classes are {', '.join(numbers)}" if numbers else ""
+        raise InputError(
+            f"{text!r} is no region", expected=f"NAME=LABEL,LABEL such as whole_tumour=1,2,3,4{known}"
+        ) from error
+    if not equals:
+        raise InputError(f"{text!r} is no region", expected="NAME=LABEL,LABEL")
+    return Target(name.strip(), labels)
