@@ -306,3 +306,18 @@ def test_agrees_with_monai_on_a_tumour(real_data):
     assert (scores.hd95_mm, scores.nsd) == pytest.approx(
         monai_scores(shifted, tumour, labels.spacing_mm, 2.0), rel=1e-5
     )
+
+
+# --- DeepMind's own package, where somebody has installed it
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_agrees_with_deepminds_surface_distance(spacing):
+    theirs = pytest.importorskip("surface_distance")
+    a, b = ball(9) & ~ball(4), ball(8, centre=(10, 13, 15)) | voxel((24, 24, 24), (0, 23, 0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        distances = theirs.compute_surface_distances(b, a, spacing)
+    for tolerance in (0.5, 1.0, 2.3):
+        nsd = theirs.compute_surface_dice_at_tolerance(distances, tolerance)
+        assert surface_scores(a, b, spacing, tolerance).nsd == pytest.approx(nsd, abs=1e-12)
