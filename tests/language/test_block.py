@@ -55,7 +55,7 @@ def test_every_layer_equals_the_full_models(family_name: str, checkpoint_of: Che
             is_last = index == N_LAYERS - 1  # transformers reports the last state after the final norm
             block = block_of(checkpoint_of(family_name), layers=(index,), final_norm=is_last)
             error = (block.forward_as_language_model(found[index]) - found[index + 1]).abs().max()
-            assert error <= 1e-5 * max(1.0, float(found[index + 1].abs().max()))
+            assert error <= 1e-5
 
 
 @every_family
@@ -65,7 +65,7 @@ def test_layers_in_a_row_equal_the_full_model(family_name: str, checkpoint_of: C
     with torch.no_grad():
         found = model(torch.arange(22).view(2, 11) % 32, output_hidden_states=True).hidden_states
         error = (block.forward_as_language_model(found[0]) - found[-1]).abs().max()
-    assert error <= 1e-4 * max(1.0, float(found[-1].abs().max()))
+    assert error <= 1e-5
 
 
 def test_another_layer_would_not_pass(checkpoint_of: CheckpointOf) -> None:
@@ -131,7 +131,7 @@ def test_soft_capping_is_kept(checkpoint_of: CheckpointOf) -> None:
 
 
 @every_family
-def test_both_ways_of_attention_agree(
+def test_all_ways_of_attention_agree(
     family_name: str, checkpoint_of: CheckpointOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from medvisionllama.language import attention
@@ -141,9 +141,27 @@ def test_both_ways_of_attention_agree(
     with torch.no_grad():
         by_products = block(x), block.forward_as_language_model(x)
         monkeypatch.setattr(attention, "_MATMUL_TOKENS_AT_MOST", 0)
+        monkeypatch.setattr(attention, "_CAPPED_QUERIES_AT_ONCE", 4)  # of 11: an uneven end
         fused = block(x), block.forward_as_language_model(x)
     for one, other in zip(by_products, fused, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_all_ways_of_attention_have_the_same_gradient(
+    checkpoint_of: CheckpointOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medvisionllama.language import attention
+
+    for family_name in ("llama", "gemma2"):
+        block = block_of(checkpoint_of(family_name))
+        gradients = []
+        for at_most in (1024, 0):
+            monkeypatch.setattr(attention, "_MATMUL_TOKENS_AT_MOST", at_most)
+            monkeypatch.setattr(attention, "_CAPPED_QUERIES_AT_ONCE", 4)
+            x = tokens(block.width).requires_grad_()
+            block(x).square().sum().backward()
+            gradients.append(x.grad)
+        torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -246,7 +264,22 @@ def test_merging_adapters_changes_nothing(family_name: str, checkpoint_of: Check
         block.merge_adapters()
         merged = block(x)
     assert (adapted - plain).abs().max() > 1e-3
-    assert (merged - adapted).abs().max() <= 1e-5 * max(1.0, float(adapted.abs().max()))
+    assert (merged - adapted).abs().max() <= 1e-5
+
+
+def test_merging_over_bfloat16_rounds_the_sum(
+    checkpoint_of: CheckpointOf, record_property: Callable[[str, object], None]
+) -> None:
+    """The difference is reported, not hidden: adapters of float32 cannot be kept in bfloat16 weights."""
+    block = block_of(checkpoint_of("llama"), lora_rank=3, dtype="bfloat16")
+    x = tokens(block.width)
+    with torch.no_grad():
+        shake_adapters(block)
+        adapted = block(x)
+        block.merge_adapters()
+        difference = float((block(x) - adapted).norm() / adapted.norm())
+    record_property("relative_difference", difference)
+    assert 1e-4 < difference < 0.03
 
 
 @every_family
@@ -262,8 +295,7 @@ def test_saved_adapters_load_with_plain_peft(family_name: str, checkpoint_of: Ch
         error = (block.forward_as_language_model(found[1]) - found[2]).abs().max()
         bare = block_of(checkpoint_of(family_name), layers=(1,), final_norm=False)
         gap = (bare.forward_as_language_model(found[1]) - found[2]).abs().max()
-    scale = max(1.0, float(found[2].abs().max()))
-    assert error <= 1e-5 * scale
+    assert error <= 1e-5
     assert gap > 1e-3, "without the adapters the test fails, as it should"
 
 

@@ -56,14 +56,16 @@ class Memory:
     """Bytes of the block's weights."""
     saved_bytes: int
     """Bytes of what autograd keeps for the backward pass, counted by hooks, each storage once."""
+    tokens_bytes: int
+    """Bytes of the tokens handed in and of those handed out, where autograd does not keep them anyway."""
     grown_bytes: int
     """Growth of the resident memory (on a GPU: of the allocated memory) since the imports."""
     held_bytes: int
     """The same after the C library has given back what is free: what is in use."""
     ratio: float
-    """`(grown - saved) / layer`: what the layer costs beside its activations."""
+    """`(grown - saved - tokens) / layer`: what the layer costs beside its activations."""
     held_ratio: float
-    """`(held - saved) / layer`."""
+    """`(held - saved - tokens) / layer`."""
     peak_bytes: int
     """The largest growth until the end of the backward pass."""
     frozen_gradient_bytes: int
@@ -166,8 +168,8 @@ def bare_products(block: LanguageBlock, n_tokens: int) -> Callable[[], None]:
     """The matrix products without which the block cannot be computed and differentiated, ready to be timed.
 
     For each weight (out, in): tokens times its transpose, and a gradient times it. For the attention of H
-    heads: scores and attended values, and the four products of their gradients. Results of the attention's
-    products go to buffers made beforehand, as fused kernels never hold them whole.
+    heads: scores and attended values, and the four products of their gradients. They are plain calls of the
+    library, scores whole; the block's fused kernel, used for many tokens, never holds them whole.
     """
     model = block.model_config
     dtype = block.base_dtype
@@ -183,8 +185,6 @@ def bare_products(block: LanguageBlock, n_tokens: int) -> Callable[[], None]:
     head_width = int(getattr(model, "head_dim", None) or model.hidden_size // heads)
     long = heads // groups * n_tokens
     queries, keys = noise(groups, long, head_width), noise(groups, n_tokens, head_width)
-    scores = torch.empty(groups, long, n_tokens, device=device, dtype=dtype)
-    attended, turned = torch.empty_like(queries), torch.empty_like(keys)
 
     @torch.no_grad()
     def run() -> None:
@@ -193,9 +193,9 @@ def bare_products(block: LanguageBlock, n_tokens: int) -> Callable[[], None]:
         for weight in weights:
             rows[weight.shape[0]] @ weight
         for _ in range(2):  # six in all: two results of the scores' shape, two of the queries', two of the keys'
-            torch.matmul(queries, keys.transpose(1, 2), out=scores)
-            torch.matmul(scores, keys, out=attended)
-            torch.matmul(scores.transpose(1, 2), queries, out=turned)
+            scores = queries @ keys.transpose(1, 2)
+            scores @ keys
+            scores.transpose(1, 2) @ queries
 
     return run
 
@@ -256,14 +256,16 @@ def weigh(folder: Path, n_tokens: int, dtype: str, device: str, threads: int) ->
     result.sum().backward()
     layer = sum(weight.nbytes for weight in block.parameters())
     kept = sum(saved.values())
+    handed = sum(one.nbytes for one in (tokens, result) if one.untyped_storage().data_ptr() not in saved)
     return Memory(
         tokens=n_tokens,
         layer_bytes=layer,
         saved_bytes=kept,
+        tokens_bytes=handed,
         grown_bytes=grown,
         held_bytes=held,
-        ratio=(grown - kept) / layer,
-        held_ratio=(held - kept) / layer,
+        ratio=(grown - kept - handed) / layer,
+        held_ratio=(held - kept - handed) / layer,
         peak_bytes=meter.peak(),
         frozen_gradient_bytes=sum(w.grad.nbytes for w in block.parameters() if w.grad is not None),
     )

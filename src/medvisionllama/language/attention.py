@@ -7,15 +7,21 @@ takes the faster of two ways of computing the same thing.
 
 from __future__ import annotations
 
+from itertools import cycle
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from medvisionllama.language.families import ATTENTION_NAME
 
 # On a CPU plain matrix products beat the fused kernel while the score matrix is small; above this many
 # tokens the fused kernel wins, and spares the memory of the scores.
 _MATMUL_TOKENS_AT_MOST = 1024
+# Soft-capped scores have no fused kernel: for many tokens they are made for this many queries at a time, and
+# again in the backward pass, so that memory grows with the tokens and not with their square.
+_CAPPED_QUERIES_AT_ONCE = 256
 
 
 def bidirectional_attention(
@@ -52,24 +58,39 @@ def bidirectional_attention(
             key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
         attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
         return attended.transpose(1, 2), None
+    if n_tokens > _MATMUL_TOKENS_AT_MOST:
+        return _by_chunks(query, key, value, attention_mask, scaling, softcap).transpose(1, 2), None
     return _by_products(query, key, value, attention_mask, scaling, softcap).transpose(1, 2), None
 
 
 def _by_products(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
 ) -> Tensor:
-    """The same as two matrix products; shapes as in `bidirectional_attention`, result (B, H, N, D)."""
-    B, H, N, D = query.shape
-    G = key.shape[1]
+    """The same as two matrix products; query and result are (B, H, Q, D), the rest as above."""
+    B, H, Q, D = query.shape
+    G, N = key.shape[1:3]
     # Query heads that share a key head are laid end to end: one product, and no copies of keys and values.
-    grouped = (query * scaling).reshape(B, G, (H // G) * N, D)
+    grouped = (query * scaling).reshape(B, G, (H // G) * Q, D)
     scores = grouped @ key.transpose(2, 3)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if mask is not None:
-        scores = (scores.view(B, H, N, N) + mask).view(B, G, (H // G) * N, N)
+        scores = (scores.view(B, H, Q, N) + mask).view(B, G, (H // G) * Q, N)
     # The kernel sums in float32 whatever the dtype; asking for float32 outside would only copy the scores.
-    return (functional.softmax(scores, dim=-1) @ value).view(B, H, N, D)
+    return (functional.softmax(scores, dim=-1) @ value).view(B, H, Q, D)
+
+
+def _by_chunks(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
+) -> Tensor:
+    """The same for a few queries at a time, computed again in the backward pass instead of kept."""
+    N = query.shape[2]
+    masks = [None] if mask is None else torch.split(mask.expand(*mask.shape[:2], N, N), _CAPPED_QUERIES_AT_ONCE, dim=2)
+    attended = [
+        checkpoint(_by_products, queries, key, value, its_mask, scaling, softcap, use_reentrant=False)
+        for queries, its_mask in zip(torch.split(query, _CAPPED_QUERIES_AT_ONCE, dim=2), cycle(masks), strict=False)
+    ]
+    return torch.cat(attended, dim=2)
 
 
 def register() -> None:
