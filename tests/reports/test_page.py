@@ -14,6 +14,7 @@ from scipy.stats import ttest_rel
 
 from medvisionllama.errors import InputError
 from medvisionllama.reports.page import choose_cases, write_page
+from medvisionllama.reports.paper_figures import qualitative_grid
 from medvisionllama.reports.run_contents import distinct_labels, read_picture, read_run, read_runs
 from medvisionllama.reports.score_table import differences
 from medvisionllama.reports.wording import duration, number, p_value, signed
@@ -201,6 +202,31 @@ def test_differences_are_tested_case_by_case(tmp_path: Path) -> None:
     page = Page(write_page(rivals, tmp_path / "out", images=False))
     assert "Is the difference more than chance?" in page.text
     assert f"p {p_value(raw[0])}" in page.text
+
+
+def test_cases_pictured_by_one_run_only_leave_a_gap(tmp_path: Path) -> None:
+    made = [make_run(tmp_path / model, model=model, cases=3) for model in ("one", "two", "three")]
+    pictures = [run / "validation" / "pictures" for run in made]
+    for path in (pictures[0] / "case_001.npz", *pictures[2].iterdir()):
+        path.unlink()
+    contents = read_runs(made)
+    figure = qualitative_grid(contents, "validation")
+    words = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert words.count("no picture\nwas kept") == 1 + 3
+    for path in pictures[1].iterdir():
+        path.unlink()
+    page = Page(write_page(made, tmp_path / "out"))
+    assert "No case has pictures in two runs" in page.text
+
+
+def test_a_metric_that_no_case_has_is_left_out_and_said(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", cases=3, pictures=False)
+    rows = read_scores(run / "validation" / "scores.csv")
+    unknown = [ScoreRow(r.case, r.class_name, r.metric, float("nan") if r.metric == "nsd" else r.value) for r in rows]
+    write_scores(run / "validation" / "scores.csv", unknown)
+    page = Page(write_page([run], tmp_path / "out"))
+    assert "NSD was not measured" in page.text
+    assert not (tmp_path / "out" / "figures" / "boxes-validation-nsd.svg").exists()
 
 
 def test_runs_on_other_cases_are_not_silently_compared(run: Path, rivals: list[Path], tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ def score_boxes(runs: Sequence[RunContents], part: str, metric: str) -> Figure:
     axes.set_ylim((len(classes) - 1) * (len(runs) + 0.6) + len(runs) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
+    axes.locator_params(axis="x", nbins=6)
     if len(runs) > 1:
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2)
     return figure

@@ -7,6 +7,7 @@ it as PNG and SVG for papers and talks.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -156,24 +157,33 @@ def _part_view(title: str, runs: Sequence[RunContents], gallery: _Gallery, image
     for metric in TABLE_METRICS:
         if any(metric in part.metrics for _, part in scored):
             view.boxes.append(_boxes(runs, title, slug, metric, gallery))
+    if any("nsd" not in part.metrics for _, part in scored):
+        view.notes.append("NSD was not measured: it needs a tolerance in mm, and none is known for this task.")
     view.agreement.extend(_agreement(scored, slug, gallery, view.notes))
     if images:
         for place, (run, part) in enumerate(scored):
             view.pictures.append((run, _chosen_cases(run, part, f"{slug}-{place + 1}", gallery, view.notes)))
-    if images and len(scored) > 1:
-        view.same_cases = _same_cases([run for run, _ in scored], title, slug, gallery)
+    if images and len(scored) > 1 and any(part.pictures for _, part in scored):
+        view.same_cases = _same_cases([run for run, _ in scored], title, slug, gallery, view.notes)
     return view
 
 
-def _same_cases(runs: Sequence[RunContents], title: str, slug: str, gallery: _Gallery) -> Drawing | None:
-    """The cases that every run has pictures of, from the best to the worst on average, by all runs."""
-    parts = [part for run in runs if (part := run.part(title))]
-    dice = [part.values("dice") for part in parts]
-    shared = set.intersection(*(set(part.pictures) & set(of_run) for part, of_run in zip(parts, dice, strict=True)))
-    ranked = sorted(shared, key=lambda case: -math.fsum(of_run[case] for of_run in dice))
-    chosen = [ranked[round(rank)] for rank in np.linspace(0, len(ranked) - 1, min(SAME_CASES, len(ranked)))]
-    if not chosen:
+def _same_cases(
+    runs: Sequence[RunContents], title: str, slug: str, gallery: _Gallery, notes: list[str]
+) -> Drawing | None:
+    """Cases that most runs have pictures of (two at least), from the best to the worst on average, by all runs."""
+    dice: dict[str, list[float]] = defaultdict(list)
+    for run in runs:
+        part = run.part(title)
+        for case, value in part.values("dice").items() if part else ():
+            if part and case in part.pictures and not math.isnan(value):
+                dice[case].append(value)
+    most = max(map(len, dice.values()), default=0)
+    if most < 2:
+        notes.append("No case has pictures in two runs: they cannot be shown beside one another.")
         return None
+    ranked = sorted((c for c in dice if len(dice[c]) == most), key=lambda case: -math.fsum(dice[case]))
+    chosen = [ranked[round(rank)] for rank in np.linspace(0, len(ranked) - 1, min(SAME_CASES, len(ranked)))]
     try:
         figure = qualitative_grid(runs, title, chosen)
     except InputError:  # a broken picture: it is named where the run's own cases are shown

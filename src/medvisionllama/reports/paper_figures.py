@@ -86,6 +86,15 @@ def qualitative_grid(runs: Sequence[RunContents], part: str, cases: Sequence[str
             labels = {"image": None, "reference": first.reference}.get(name, picture.prediction)
             if name in pictures and name not in shown:
                 axes.set_axis_off()
+                axes.text(
+                    0.5,
+                    0.5,
+                    "no picture\nwas kept",
+                    transform=axes.transAxes,
+                    ha="center",
+                    va="center",
+                    color=PLATE_INK,
+                )
             else:
                 draw_slice(axes, picture, plane, index, labels, box)
             if not math.isnan(dice):

@@ -98,8 +98,9 @@ class ScoredPart:
 
     @property
     def metrics(self) -> list[str]:
-        """Metrics in the order in which the scores name them."""
-        return list(dict.fromkeys(row.metric for row in self.rows))
+        """Metrics that any case has a value of, in the order in which the scores name them; Dice in any case."""
+        known = {row.metric for row in self.rows if not math.isnan(row.value)} | {"dice"}
+        return [metric for metric in dict.fromkeys(row.metric for row in self.rows) if metric in known]
 
     @property
     def tolerance_mm(self) -> float | None:
