@@ -245,6 +245,14 @@ def test_without_a_constant_background_all_voxels_count() -> None:
     )
 
 
+def test_a_mask_given_as_a_channel_is_not_wiped_out() -> None:
+    mask = np.zeros((8, 8, 8), np.float32)
+    mask[2:6, 2:6, 2:6] = 1
+    normalised = normalise(mask, IntensityRule("body-zscore"))
+    np.testing.assert_array_equal(normalised > 0, mask == 1)
+    assert float(normalised.std()) == pytest.approx(1, abs=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["zscore", "body-zscore"])
 @pytest.mark.parametrize("value", [0.0, -7.3, 0.1, 1e6])
 def test_a_flat_channel_becomes_zero(kind: str, value: float) -> None:

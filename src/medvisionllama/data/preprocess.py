@@ -82,12 +82,14 @@ def body_mask(channel_IJK: Array) -> Array:
     """Voxels that differ from the constant around the body; all of them where there is no such constant.
 
     The constant need not be 0 (skull-stripped and normalised images have negative ones): it is the value most of the
-    eight corners share, if it fills at least a tenth of the image.
+    eight corners share, if it fills at least a tenth of the image. Where a single other value is left (a mask given as
+    a channel), all voxels count: by itself that value would be flat, and nothing of the image would remain.
     """
     corners = channel_IJK[np.ix_(*[(0, -1)] * 3)].ravel()
     values, counts = np.unique(corners, return_counts=True)
     outside: Array = channel_IJK == values[counts.argmax()]
-    if outside.mean() < BACKGROUND_SHARE or outside.all():
+    inside = channel_IJK[~outside]
+    if outside.mean() < BACKGROUND_SHARE or not inside.size or inside.min() == inside.max():
         return np.ones(channel_IJK.shape, dtype=bool)
     return ~outside
 
