@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_train,
         _add_predict,
         _add_evaluate,
+        _add_compare,
         _add_report,
         _add_blocks,
         _add_models,
@@ -201,6 +202,7 @@ def _add_train(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--fold", default="0", help="which part validates: 0 to 4, or all (default: %(default)s)")
     parser.add_argument("--fraction", type=float, default=1.0, help="share of the training patients (few-shot)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tolerance-mm", type=float, help="for NSD (default: the Decathlon's for its tasks)")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=_positive)
     length.add_argument("--epochs", type=_positive)
@@ -233,6 +235,7 @@ def _train(options: argparse.Namespace) -> int:
             fold=fold,
             fraction=options.fraction,
             seed=options.seed,
+            tolerance_mm=options.tolerance_mm,
             steps=options.steps,
             epochs=options.epochs,
             overrides=options.dotted,
@@ -258,10 +261,13 @@ def _add_predict(commands: Any, common: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="RUN [RUN ...] [INPUT]",
-        help="run folders (several are ensembled), then a NIfTI file or a folder of them",
+        help="run folders (several are ensembled), then a NIfTI file, a folder of them, or a DICOM series",
     )
     parser.add_argument("--part", choices=("validation", "test"), help="segment and score this part of the run's split")
     parser.add_argument("--out", type=Path, help="folder for the label maps")
+    parser.add_argument(
+        "--dicom-seg", action="store_true", help="write a DICOM segmentation beside a series' label map"
+    )
     parser.add_argument("--json", action="store_true")
     _add_machine(parser)
     parser.set_defaults(run=_predict)
@@ -273,8 +279,8 @@ def _predict(options: argparse.Namespace) -> int:
 
     machine = _machine(options)
     if options.part:
-        if options.out:
-            raise InputError("--part writes into the run folder", mend="Leave out --out.")
+        if options.out or options.dicom_seg:
+            raise InputError("--part writes into the run folder", mend="Leave out --out and --dicom-seg.")
         for path in options.paths:
             for run in RunFolder(path).folds():
                 _tell_scores(predict_part(run, options.part, machine, listener=_teller()), options.part, options.json)
@@ -284,7 +290,8 @@ def _predict(options: argparse.Namespace) -> int:
             "predict needs runs, an input and --out, or a run and --part",
             mend="Try `medvisionllama predict RUN INPUT --out DIR`.",
         )
-    written = predict_files(options.paths[:-1], options.paths[-1], options.out, machine, listener=_teller())
+    *runs, source = options.paths
+    written = predict_files(runs, source, options.out, machine, dicom_seg=options.dicom_seg, listener=_teller())
     print(to_json([str(path) for path in written]) if options.json else "\n".join(str(path) for path in written))
     return DONE
 
@@ -323,6 +330,27 @@ def _evaluate(options: argparse.Namespace) -> int:
         print(to_json(summary))
     else:
         _print_classes(summary)
+    return DONE
+
+
+def _add_compare(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = _command(commands, common, "compare", "Test the differences between evaluated folders, case by case.")
+    parser.add_argument(
+        "folders", type=Path, nargs="+", help="folders with scores.csv; each is compared with the first"
+    )
+    parser.add_argument("--out", type=Path, help="folder for comparison.csv, .json, .md and .tex")
+    parser.add_argument("--test", choices=("t", "wilcoxon"), default="t", help="whose p is marked and corrected")
+    parser.add_argument("--json", action="store_true", help="print the comparison as one JSON object")
+    parser.set_defaults(run=_compare)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from medvisionllama.reports.comparison import compare_folders
+    from medvisionllama.run_folder import to_json
+
+    result = compare_folders(options.folders, options.out, test=options.test)
+    markdown = result.pop("markdown")
+    print(to_json(result) if options.json else markdown)
     return DONE
 
 

@@ -34,6 +34,7 @@ class Experiment:
         fold: Which part validates.
         fraction: Share of the training part's patients that train (few-shot).
         seed: Of the network's start, the order of cases, augmentation and dropout.
+        tolerance_mm: For NSD; None for the Decathlon's, where the task is one of its ten, else NSD stays empty.
         model: The network.
         recipe: The training.
     """
@@ -46,6 +47,7 @@ class Experiment:
     fold: int = 0
     fraction: float = 1.0
     seed: int = 0
+    tolerance_mm: float | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
     recipe: Recipe = field(default_factory=Recipe)
 
@@ -75,6 +77,7 @@ def make_experiment(
     fold: int = 0,
     fraction: float = 1.0,
     seed: int = 0,
+    tolerance_mm: float | None = None,
     steps: int | None = None,
     epochs: int | None = None,
     overrides: Sequence[str] = (),
@@ -100,6 +103,7 @@ def make_experiment(
         fold=fold,
         fraction=fraction,
         seed=seed,
+        tolerance_mm=tolerance_mm,
         model=config,
         recipe=load_recipe(recipe_name),
     )

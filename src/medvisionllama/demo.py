@@ -14,6 +14,7 @@ from medvisionllama.run import Listener, Machine, predict_part, train_run
 from medvisionllama.run_folder import RunFolder
 
 CASES = 40
+TOLERANCE_MM = 1.0  # about a voxel of the phantom
 # Generating, preparing, segmenting and drawing take about this long on two cores; training gets the rest.
 MINUTES_BESIDE_TRAINING = 1.0
 # The slower network goes first, and its number of steps is the other's too: an equal budget for both.
@@ -55,7 +56,7 @@ def run_demo(
         listener = listener_named(network)
         folder = out / "runs" / network
         summary = train_run(
-            make_experiment(task, model=network, seed=seed, steps=steps),
+            make_experiment(task, model=network, seed=seed, steps=steps, tolerance_mm=TOLERANCE_MM),
             folder,
             machine,
             max_minutes=for_each if steps is None else None,

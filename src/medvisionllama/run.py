@@ -15,6 +15,8 @@ from medvisionllama.checkpoint import load_tensors, put_model_tensors
 from medvisionllama.config import Experiment, read_experiment, write_experiment
 from medvisionllama.data.dataset import BatchSource, prepare, refuse_unusable
 from medvisionllama.data.decathlon import Case, Task, read_task
+from medvisionllama.data.dicom import is_dicom_folder, read_series
+from medvisionllama.data.dicom_seg import refuse_seg, write_seg
 from medvisionllama.data.nifti import case_name, read_label_map, read_volume, write_label_map
 from medvisionllama.data.plan import Plan, make_plan, read_plan, write_plan
 from medvisionllama.data.preprocess import label_to_model_grid
@@ -209,14 +211,14 @@ class Loaded:
         return {1: "foreground"} if plan.merged else dict(plan.classes)
 
     def segment(self, image: Volume | Path | str) -> Volume:
-        """The label map of an image or NIfTI file, in exactly its grid.
+        """The label map of an image, a NIfTI file or the folder of a DICOM series, in exactly its grid.
 
         Raises:
             InputError: The file cannot be read, or its channels or intensities do not fit.
         """
         if isinstance(image, Volume):
             return self.segmenter.segment(image)
-        return self.segmenter.segment(read_volume(image), str(image))
+        return self.segmenter.segment(_read_image(Path(image)), str(image))
 
 
 def load(*runs: Path | str, device: str = "auto", cache: Path | None = None, offline: bool = False) -> Loaded:
@@ -284,7 +286,7 @@ def predict_part(run: RunFolder, part: str, machine: Machine, *, listener: Liste
     segmenter = load_segmenter([run.path], machine)
     grids = ("native", "model") if plan.protocol == "paper" else (None,)
     scored: dict[str | None, list[ScoreRow]] = {grid: [] for grid in grids}
-    tolerance = tolerance_of(task)
+    tolerance = tolerance_of(task) if experiment.tolerance_mm is None else experiment.tolerance_mm
     for case in listener.track(_cases(task, names), f"Segmenting {part}"):
         image, reference = case.read_image(), _reference(case, plan)
         for grid in grids:
@@ -312,29 +314,42 @@ def predict_part(run: RunFolder, part: str, machine: Machine, *, listener: Liste
 
 
 def predict_files(
-    folders: Sequence[Path], source: Path, out: Path, machine: Machine, *, listener: Listener | None = None
+    folders: Sequence[Path],
+    source: Path,
+    out: Path,
+    machine: Machine,
+    *,
+    dicom_seg: bool = False,
+    listener: Listener | None = None,
 ) -> list[Path]:
-    """Segment a NIfTI file or all NIfTI files of a folder; returns what was written.
+    """Segment a NIfTI file, all NIfTI files of a folder, or the DICOM series of a folder; returns what was written.
 
+    Label maps are called as their images, that of a series as its folder; ``dicom_seg`` adds a DICOM segmentation.
     A file that cannot be segmented does not stop the others: all faults are told at the end.
 
     Raises:
-        InputError: There is nothing to segment, or some files could not be.
+        InputError: There is nothing to segment, or some files could not be, or ``dicom_seg`` without a series.
     """
     listener = listener or Silent()
     images = _images(source)
+    if dicom_seg:
+        refuse_seg(source, out)
     segmenter = load_segmenter(folders, machine)
     written, faults = [], []
     for path in listener.track(images, "Segmenting"):
         try:
             target = out / (path.name if path.name.endswith(".nii.gz") else f"{case_name(path)}.nii.gz")
-            write_label_map(segmenter.segment(read_volume(path), str(path)), target)
+            write_label_map(segmenter.segment(_read_image(path), str(path)), target)
             written.append(target)
         except InputError as error:
             faults.append(str(error))
     if faults:
         done = f" The other {len(written)} are written." if written else ""
         raise InputError(f"{len(faults)} of {len(images)} files were not segmented: " + " ".join(faults) + done)
+    if dicom_seg:
+        segmentation = out / f"{case_name(written[0])}.dcm"
+        write_seg(read_label_map(written[0]), source, Loaded(segmenter).classes, segmentation)
+        written.append(segmentation)
     return written
 
 
@@ -428,14 +443,25 @@ def _shown(array: Array) -> Array:
 
 
 def _images(source: Path) -> list[Path]:
+    """The files to segment, or the one folder that is a DICOM series."""
     if source.is_dir():
         found = sorted(p for p in source.iterdir() if p.name.endswith((".nii", ".nii.gz")) and p.name[0] != ".")
-        if not found:
-            raise InputError(f"{source} holds no NIfTI file", expected="files ending in .nii.gz or .nii")
-        return found
+        series = is_dicom_folder(source)
+        if found and series:
+            raise InputError(f"{source} holds NIfTI and DICOM files", mend="Name a file, or keep them apart.")
+        if not found and not series:
+            raise InputError(
+                f"{source} holds no NIfTI file and no DICOM series",
+                expected="files ending in .nii.gz or .nii, or the files of one series",
+            )
+        return found or [source if source.name not in ("", "..") else source.resolve()]
     if not source.exists():
-        raise InputError(f"{source} does not exist", mend="Name a NIfTI file or a folder of them.")
+        raise InputError(f"{source} does not exist", mend="Name a NIfTI file, a folder of them, or a DICOM series.")
     return [source]
+
+
+def _read_image(path: Path) -> Volume:
+    return read_series(path) if path.is_dir() else read_volume(path)
 
 
 def _summary(
