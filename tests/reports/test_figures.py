@@ -72,6 +72,13 @@ def test_panels_name_directions_dice_and_classes() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Anterior", "Posterior"]
 
 
+def test_a_long_legend_is_cut_and_says_so() -> None:
+    labels = np.zeros((40, 60, 20), np.uint8)
+    labels[10:30, 20, 8] = range(1, 21)
+    figure = case_mosaic(Picture("a", labels, labels, None, np.eye(4)), {})
+    assert figure.legends[0].get_texts()[-1].get_text() == "and 13 more"
+
+
 def test_without_reference_there_are_two_columns_and_no_dice() -> None:
     figure = case_mosaic(picture(reference=False), {})
     assert len(figure.axes) == 6

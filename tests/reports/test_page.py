@@ -16,14 +16,14 @@ from medvisionllama.errors import InputError
 from medvisionllama.reports.page import choose_cases, write_page
 from medvisionllama.reports.paper_figures import qualitative_grid
 from medvisionllama.reports.run_contents import distinct_labels, read_picture, read_run, read_runs
-from medvisionllama.reports.score_table import differences
+from medvisionllama.reports.score_table import differences, seed_spread
 from medvisionllama.reports.wording import duration, number, p_value, signed
 from medvisionllama.run_folder import ScoreRow, read_scores, write_json, write_scores
 
 
 @pytest.fixture(scope="module")
-def page(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Page:
-    return Page(write_page([run], tmp_path_factory.mktemp("page")))
+def page(one_page: Path) -> Page:
+    return Page(one_page)
 
 
 def test_prints_the_means_an_independent_reading_gives(run: Path, page: Page) -> None:
@@ -165,8 +165,8 @@ def test_missed_and_false_alarms_are_counted(tmp_path: Path) -> None:
     assert "Missed structures 4" in page.text
 
 
-def test_several_runs_stand_side_by_side(rivals: list[Path], tmp_path: Path) -> None:
-    page = Page(write_page(rivals, tmp_path))
+def test_several_runs_stand_side_by_side(comparison: Path) -> None:
+    page = Page(comparison)
     assert "2 runs on the same 6 validation cases. Mean Dice: medvisionllama-u" in page.text
     assert len(page.all("img")) == 1 + 2 * 3, "one of all runs, and three of each"
     assert "different seeds: 1, 2" in page.text
@@ -260,12 +260,34 @@ def test_both_grids_of_the_paper_protocol_are_shown(tmp_path: Path) -> None:
 
 def test_labels_use_the_shortest_name_that_tells_runs_apart(run: Path, rivals: list[Path]) -> None:
     assert [r.label for r in read_runs(rivals)] == ["medvisionllama-u", "vit-u"]
-    assert [r.label for r in read_runs([run, rivals[0]])] == [
-        "medvisionllama-u, minilm-l6 pretrained, seed 0",
-        "medvisionllama-u, minilm-l6 pretrained, seed 1",
+    assert [r.label for r in read_runs([run, *rivals])] == [
+        "medvisionllama-u, seed 0",
+        "medvisionllama-u, seed 1",
+        "vit-u, seed 2",
     ]
     same = [read_run(run), read_run(run)]
     assert distinct_labels(same) == [str(run), str(run)]
+
+
+def test_seeds_are_a_spread_and_never_pooled_with_cases(tmp_path: Path) -> None:
+    made = [make_run(tmp_path / str(seed), seed=seed, cases=3, pictures=False) for seed in range(3)]
+    other = make_run(tmp_path / "other", seed=0, cases=3, pictures=False, steps=30)
+    means = [np.mean(list(run.parts[0].values("dice").values())) for run in read_runs(made)]
+    (spread,) = seed_spread(read_runs([*made, other]), "validation")
+    assert spread.seeds == ("0", "1", "2")
+    assert (spread.mean, spread.lowest, spread.highest) == pytest.approx((np.mean(means), min(means), max(means)))
+    page = Page(write_page(made, tmp_path / "out", images=False))
+    assert f"mean Dice {np.mean(means):.3f} over seeds 0, 1, 2" in page.text
+
+
+def test_a_later_page_without_images_takes_the_earlier_images_away(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", cases=1)
+    out = write_page([run], tmp_path / "out").parent
+    (out / "figures" / "mine.png").write_text("not ours")
+    assert list(out.rglob("case-*"))
+    write_page([run], out, images=False)
+    assert not list(out.rglob("case-*"))
+    assert (out / "figures" / "mine.png").exists()
 
 
 def test_no_run_and_no_folder_are_said(tmp_path: Path) -> None:
@@ -279,6 +301,14 @@ def test_an_output_that_cannot_be_written_is_said(run: Path, tmp_path: Path) -> 
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="cannot write"):
         write_page([run], tmp_path / "file")
+
+
+@pytest.mark.parametrize("keep", [0, 10, 200, 2_000])
+def test_a_torn_picture_is_said(tmp_path: Path, keep: int) -> None:
+    whole = make_run(tmp_path / "run", cases=1) / "validation" / "pictures" / "case_000.npz"
+    (tmp_path / "a.npz").write_bytes(whole.read_bytes()[:keep])
+    with pytest.raises(InputError, match="cannot read the picture"):
+        read_picture(tmp_path / "a.npz")
 
 
 def test_a_picture_of_unequal_arrays_is_refused(tmp_path: Path) -> None:

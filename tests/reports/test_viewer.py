@@ -15,7 +15,7 @@ from medvisionllama.errors import InputError
 from medvisionllama.reports import page as page_module
 from medvisionllama.reports.page import write_page
 from medvisionllama.reports.run_contents import Picture
-from medvisionllama.reports.viewer import VIEWER_FILE, copy_viewer, nifti_bytes, viewer_is_there, write_case
+from medvisionllama.reports.viewer import VIEWER_FILE, copy_viewer, cropped, nifti_bytes, viewer_is_there, write_case
 
 OBLIQUE = np.array([[0.9, -0.2, 0.0, -7.0], [0.2, 1.1, 0.3, 5.0], [0.0, -0.3, 2.0, 11.5], [0, 0, 0, 1.0]])
 
@@ -51,6 +51,19 @@ def test_without_reference_none_is_handed_over(tmp_path: Path) -> None:
     assert not case.has_reference
     assert '"reference"' not in (tmp_path / "case-1.js").read_text()
     assert case.classes == {1: "front", 2: "2"}, "a label value without a name is called by its number"
+
+
+def test_a_huge_case_is_cropped_and_stays_in_its_place() -> None:
+    image = np.zeros((60, 70, 80), np.uint8)
+    labels = image.copy()
+    image[30, 40, 50] = labels[30, 40, 50] = 1
+    part = cropped(Picture("a", image, labels, None, OBLIQUE))
+    assert part.image.shape < image.shape
+    (found,) = np.argwhere(part.prediction)
+    assert part.image[tuple(found)] == 1
+    assert part.affine[:3, :3] @ found + part.affine[:3, 3] == pytest.approx(
+        OBLIQUE[:3, :3] @ [30, 40, 50] + OBLIQUE[:3, 3]
+    )
 
 
 def test_where_niivue_is_missing_the_page_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

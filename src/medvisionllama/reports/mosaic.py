@@ -22,6 +22,8 @@ from medvisionllama.reports.drawing import PLATE, PLATE_INK, class_colour, style
 from medvisionllama.reports.run_contents import Picture
 
 CONVENTION = "Radiological convention: the patient's left (L) is on the right of axial and coronal pictures."
+# The legend has room for two rows of four.
+MOST_NAMES = 8
 # How far around the labelled voxels a picture reaches.
 MARGIN_MM = 25.0
 
@@ -79,7 +81,7 @@ def case_mosaic(picture: Picture, class_names: Mapping[int, str], dice: float = 
     panel = figure_width / len(columns)
     # Rows share one scale, so that a millimetre is as long in each; very tall fields of view are narrowed instead.
     inches_per_mm = min(panel / width, 2.6 / max(heights))
-    figure_height = sum(heights) * inches_per_mm + 0.62
+    figure_height = sum(heights) * inches_per_mm + 0.78
     figure = Figure(figsize=(figure_width, figure_height), facecolor=PLATE)
     grid = figure.add_gridspec(
         3,
@@ -90,7 +92,7 @@ def case_mosaic(picture: Picture, class_names: Mapping[int, str], dice: float = 
         left=0.002,
         right=0.998,
         top=1 - 0.25 / figure_height,
-        bottom=0.33 / figure_height,
+        bottom=0.49 / figure_height,
     )
     for row, plane in enumerate(PLANES):
         index = fullest_slice(picture, plane)
@@ -217,7 +219,10 @@ def _legend(figure: Figure, picture: Picture, class_names: Mapping[int, str]) ->
     handles = [
         Line2D([], [], color=class_colour(int(value)), linewidth=2.5, label=class_names.get(int(value), f"{value}"))
         for value in sorted(shown - {0})
-    ][:7]
+    ]
+    if len(handles) > MOST_NAMES:
+        rest = Line2D([], [], linewidth=0, label=f"and {len(handles) - MOST_NAMES + 1} more")
+        handles = [*handles[: MOST_NAMES - 1], rest]
     if handles:
         figure.legend(
             handles=handles,

@@ -30,16 +30,28 @@ from medvisionllama.reports.score_table import (
     TABLE_METRICS,
     ClassScores,
     Difference,
+    SeedSpread,
     differences,
     overall,
     score_table,
+    seed_spread,
 )
-from medvisionllama.reports.viewer import ViewerCase, copy_viewer, viewer_is_there, write_case
+from medvisionllama.reports.viewer import VIEWER_FILE, ViewerCase, copy_viewer, viewer_is_there, write_case
 from medvisionllama.reports.volumes import StructureVolume, limits_of_agreement, structure_volumes
 from medvisionllama.reports.wording import count, duration, interval, number, p_value, signed
 from medvisionllama.run_folder import METRICS, write_text
 
 SAME_CASES = 6
+OWN_FILES = (
+    "index.html",
+    *(
+        f"figures/{kind}-*.{end}"
+        for kind in ("boxes", "case", "curve", "same-cases", "volumes")
+        for end in ("png", "svg")
+    ),
+    "viewer/case-*.js",
+    f"viewer/{VIEWER_FILE}",
+)
 MOST_AGREEMENT_PLOTS = 6
 
 
@@ -78,6 +90,7 @@ class PartView:
     slug: str
     tables: list[tuple[RunContents, ScoredPart, list[ClassScores]]]
     differences: list[tuple[str, str, list[Difference]]]
+    seeds: list[SeedSpread]
     boxes: list[Drawing]
     agreement: list[Drawing]
     pictures: list[tuple[RunContents, list[CasePicture]]]
@@ -100,6 +113,7 @@ def write_page(runs: Sequence[Path], out: Path, *, images: bool = True) -> Path:
         InputError: A run is not a folder, or ``out`` cannot be written.
     """
     contents = read_runs(runs)
+    _clear(out)
     gallery = _Gallery(out / "figures")
     parts = [_part_view(title, contents, gallery, images) for title in _part_titles(contents)]
     viewer_cases = _fill_viewer(parts, out / "viewer")
@@ -145,6 +159,18 @@ class _Gallery:
         return Drawing(name, title, description, element)
 
 
+def _clear(out: Path) -> None:
+    """Take away what an earlier page left here, so that a page without images has none beside it either."""
+    earlier = [path for pattern in OWN_FILES for path in out.glob(pattern)]
+    try:
+        for path in earlier:
+            path.unlink()
+    except OSError as error:
+        raise InputError(
+            f"cannot replace {path}", got=error.strerror or str(error), mend="Choose another folder."
+        ) from error
+
+
 def _part_titles(runs: Sequence[RunContents]) -> list[str]:
     return list(dict.fromkeys(part.title for run in runs for part in run.parts))
 
@@ -153,7 +179,7 @@ def _part_view(title: str, runs: Sequence[RunContents], gallery: _Gallery, image
     slug = title.replace(", ", "-").replace(" ", "-")
     scored = [(run, part) for run in runs if (part := run.part(title))]
     tables = [(run, part, score_table(part)) for run, part in scored]
-    view = PartView(title, slug, tables, _difference_rows(runs, title), [], [], [])
+    view = PartView(title, slug, tables, _difference_rows(runs, title), seed_spread(runs, title), [], [], [])
     for metric in TABLE_METRICS:
         if any(metric in part.metrics for _, part in scored):
             view.boxes.append(_boxes(runs, title, slug, metric, gallery))

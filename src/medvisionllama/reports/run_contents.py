@@ -7,8 +7,10 @@ A run that stopped early, was never scored or has no pictures is still a run: ea
 from __future__ import annotations
 
 import math
+import zipfile
+import zlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ from numpy.typing import NDArray
 from medvisionllama.errors import InputError
 from medvisionllama.run_folder import GRIDS, PARTS, RunFolder, ScoreRow, read_json, read_scores
 
-FOREGROUND = "foreground"
+# What NumPy raises for a file of arrays that is missing, torn, or lacks an array.
+BROKEN_ARRAYS = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -201,17 +204,19 @@ def read_run(path: Path) -> RunContents:
 
 
 def distinct_labels(runs: Sequence[RunContents]) -> list[str]:
-    """The shortest kind of name that tells the runs apart: model, model and block, with seed, or the folder."""
-    kinds: list[Callable[[RunContents], str]] = [
-        lambda run: str(run.summary.get("model") or run.path.name),
-        lambda run: f"{run.summary.get('model') or run.path.name}, {_block_name(run)}",
-        lambda run: f"{run.summary.get('model') or run.path.name}, {_block_name(run)}, seed {run.summary.get('seed')}",
-        lambda run: run.path.name,
-    ]
-    for kind in kinds:
-        labels = [kind(run) for run in runs]
-        if len(set(labels)) == len(runs):
-            return labels
+    """The shortest names that tell the runs apart: the model, with what differs between runs of one model.
+
+    Where even that leaves two alike, the folders' names, and then their paths.
+    """
+    models = [str(run.summary.get("model") or run.path.name) for run in runs]
+    labels = list(models)
+    for tell in (_block_name, _share, _fold, _steps, _seed):
+        told = [tell(run) for run in runs]
+        if any(len({t for m, t in zip(models, told, strict=True) if m == model}) > 1 for model in models):
+            labels = [f"{label}, {t}" if t else label for label, t in zip(labels, told, strict=True)]
+    for kind in (labels, [run.path.name for run in runs]):
+        if len(set(kind)) == len(runs):
+            return kind
     return [str(run.path) for run in runs]
 
 
@@ -225,7 +230,7 @@ def read_picture(path: Path) -> Picture:
         with np.load(path, allow_pickle=False) as arrays:
             image, prediction, affine = arrays["image"], arrays["prediction"], arrays["affine"]
             reference = arrays.get("reference")
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except BROKEN_ARRAYS as error:
         raise InputError(f"cannot read the picture {path}", got=str(error), mend="Run `predict` again.") from error
     others = [prediction] if reference is None else [prediction, reference]
     if image.ndim != 3 or any(other.shape != image.shape for other in others):
@@ -243,7 +248,7 @@ def read_maps(path: Path) -> Maps:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             names, maps = [str(name) for name in arrays["stages"]], arrays["maps"]
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except BROKEN_ARRAYS as error:
         raise InputError(f"cannot read the maps {path}", got=str(error), mend="Run `explain` again.") from error
     if maps.shape != (len(names), *picture.image.shape):
         raise InputError(f"the maps of {path} do not fit its image", mend="Run `explain` again.")
@@ -253,6 +258,23 @@ def read_maps(path: Path) -> Maps:
 def _block_name(run: RunContents) -> str:
     block = run.summary.get("block")
     return f"{block.get('id')} {block.get('init', '')}".strip() if block else "no block"
+
+
+def _share(run: RunContents) -> str:
+    fraction = run.summary.get("fraction")
+    return f"{fraction:.0%} of the data" if isinstance(fraction, int | float) else ""
+
+
+def _fold(run: RunContents) -> str:
+    return f"fold {run.summary['fold']}" if run.summary.get("fold") is not None else ""
+
+
+def _steps(run: RunContents) -> str:
+    return f"{run.summary['steps']} steps" if run.summary.get("steps") is not None else ""
+
+
+def _seed(run: RunContents) -> str:
+    return f"seed {run.summary['seed']}" if run.summary.get("seed") is not None else ""
 
 
 def _mean(values: Sequence[float]) -> float:

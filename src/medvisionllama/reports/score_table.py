@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from medvisionllama.reports.comparison import marks
 from medvisionllama.reports.run_contents import RunContents, ScoredPart
@@ -63,6 +65,35 @@ def differences(runs: Sequence[RunContents], title: str) -> list[Difference]:
         Difference(label, name, metric, result, holm_p, marks(result.t_p, holm_p))
         for (label, name, metric, result), holm_p in zip(cells, adjusted, strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class SeedSpread:
+    """The same experiment with several seeds: the mean of its runs' means, and the lowest and highest of them."""
+
+    name: str
+    seeds: tuple[str, ...]
+    mean: float
+    lowest: float
+    highest: float
+
+
+def seed_spread(runs: Sequence[RunContents], title: str, metric: str = "dice") -> list[SeedSpread]:
+    """One line for every experiment that was run with several seeds; seeds are never pooled with cases."""
+    groups: dict[tuple[str, ...], list[tuple[str, float]]] = defaultdict(list)
+    for run in runs:
+        if part := run.part(title):
+            block = run.summary.get("block") or {}
+            same = (run.summary.get(key) for key in ("model", "task", "protocol", "steps", "fraction", "fold"))
+            kind = (*map(str, same), str(block.get("id")), str(block.get("init")))
+            groups[kind].append((str(run.summary.get("seed")), overall(part, metric).mean))
+    spread = []
+    for kind, found in groups.items():
+        means = [mean for _, mean in found]
+        if len({seed for seed, _ in found}) > 1:
+            seeds = tuple(seed for seed, _ in found)
+            spread.append(SeedSpread(kind[0], seeds, fmean(means), min(means), max(means)))
+    return spread
 
 
 def _paired(first: ScoredPart, other: ScoredPart, metric: str, class_name: str) -> Paired:

@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 
 from medvisionllama.errors import InputError
 from medvisionllama.reports.drawing import class_colour
-from medvisionllama.reports.mosaic import PLANES, fullest_slice
+from medvisionllama.reports.mosaic import PLANES, field_of_view, fullest_slice
 from medvisionllama.reports.run_contents import Picture
 from medvisionllama.run_folder import write_text
 
 NIIVUE = Path(__file__).parent / "niivue"
 VIEWER_FILE = "niivue.umd.js"
 LICENCES_FILE = "LICENCES.txt"
+MOST_VOXELS = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,12 @@ def copy_viewer(out: Path, folder: Path = NIIVUE) -> None:
 
 
 def write_case(picture: Picture, title: str, classes: dict[int, str], out: Path, name: str) -> ViewerCase:
-    """Write ``OUT/NAME.js`` with the picture's volumes; label values without a name are called by their number."""
+    """Write ``OUT/NAME.js`` with the picture's volumes; label values without a name are called by their number.
+
+    Beyond twenty million voxels only the labelled voxels and 25 mm around them are written, and the title says so.
+    """
+    if picture.image.size > MOST_VOXELS:
+        picture, title = cropped(picture), f"{title} (cropped)"
     volumes = {"image": picture.image, "prediction": picture.prediction}
     if picture.reference is not None:
         volumes["reference"] = picture.reference
@@ -95,6 +101,16 @@ def write_case(picture: Picture, title: str, classes: dict[int, str], out: Path,
     write_text(out / f"{name}.js", f"receiveCase({json.dumps(name)}, {json.dumps(encoded)});\n")
     named = {value: classes.get(value, f"{value}") for value in values if value > 0}
     return ViewerCase(title, name, named, picture.reference is not None, _fullest_place(picture))
+
+
+def cropped(picture: Picture) -> Picture:
+    """The labelled voxels and 25 mm around them, in the same place of the world."""
+    box = field_of_view(picture)
+    inside = tuple(slice(first, last) for first, last in box)
+    affine = picture.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [first for first, _ in box]
+    reference = None if picture.reference is None else picture.reference[inside]
+    return Picture(picture.case, picture.image[inside], picture.prediction[inside], reference, affine)
 
 
 def _fullest_place(picture: Picture) -> tuple[float, float, float]:
