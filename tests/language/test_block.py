@@ -121,6 +121,51 @@ def test_first_token_sees_the_last(family_name: str, checkpoint_of: CheckpointOf
             assert torch.equal(as_before(changed)[:, 0], as_before(x)[:, 0])
 
 
+ROTARY = [name for name in FAMILY_NAMES if FAMILIES[name].rotary]
+
+
+@pytest.mark.parametrize("family_name", ROTARY)
+def test_no_positions_are_positions_that_turn_nothing(family_name: str, checkpoint_of: CheckpointOf) -> None:
+    """Leaving the rotation out equals the layer as it comes with cosine 1 and sine 0, gradients included."""
+    block = block_of(checkpoint_of(family_name))
+    results = []
+    for extras in ({}, {"position_embeddings": (torch.ones(1, 1, 1), torch.zeros(1, 1, 1))}):
+        x = tokens(block.width).requires_grad_()
+        y = block._apply_layers(x, extras)
+        y.square().sum().backward()
+        results.append((y, x.grad))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family_name", ROTARY)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [16, 300])
+def test_frozen_norm_is_the_familys_norm(
+    family_name: str, dtype: torch.dtype, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medvisionllama.language import lean
+
+    monkeypatch.setattr(lean, "_NUMBERS_AT_ONCE", 1000)  # several blocks of rows, the last one shorter
+    family = FAMILIES[family_name]
+    norm = getattr(family.modeling(), f"{family.class_stem}RMSNorm")(width, eps=1e-3).to(dtype)
+    torch.nn.init.normal_(norm.weight, generator=torch.Generator().manual_seed(1)).requires_grad_(False)
+    frozen = lean.FrozenRMSNorm(norm)
+    gradients = []
+    for one in (norm, frozen):
+        x = (3 * tokens(width, n=67)).to(dtype).requires_grad_()
+        y = one(x)
+        assert torch.equal(y, norm(x)), "the forward pass gives the same bits"
+        before = x.detach().clone()
+        outer = tokens(width, n=67, seed=1).to(dtype)
+        outer_before = outer.clone()
+        y.backward(outer)
+        gradients.append(x.grad.float())
+        assert torch.equal(x, before), "what comes in is left as it was"
+        assert torch.equal(outer, outer_before)
+    torch.testing.assert_close(*gradients, **({"atol": 0.02, "rtol": 0.02} if dtype == torch.bfloat16 else {}))
+
+
 def test_soft_capping_is_kept(checkpoint_of: CheckpointOf) -> None:
     block = block_of(checkpoint_of("gemma2"))
     x = tokens(block.width)

@@ -5,7 +5,8 @@
 
 Rotary positions and masks are gone, so that permuting the tokens permutes the result and nothing else
 (Kumar et al., MedVisionLlama, 2024, section "LLM integration"; after Pang et al., ICLR 2024, who put a
-frozen layer of LLaMA behind a vision transformer). The layer is the one of `transformers`, unchanged.
+frozen layer of LLaMA behind a vision transformer). The layer is the one of `transformers`; only what stands in
+`lean` is computed in another way.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from medvisionllama.language.attention import register
 from medvisionllama.language.families import Family, family_of
 from medvisionllama.language.fetch import Located, locate, model_numbers
 from medvisionllama.language.layout import check_shapes, digest, resolve_layers
+from medvisionllama.language.lean import FrozenRMSNorm, leave_out_positions
 from medvisionllama.language.source import Source, find_source
 
 Init = Literal["pretrained", "random", "random-matched", "shuffled"]
@@ -170,12 +172,7 @@ class LanguageBlock(nn.Module):
         Returns:
             Tokens of the same shape and dtype; inside, the block computes in its weights' own dtype.
         """
-        positions: dict[str, Any] = {}
-        if self.family.rotary:
-            # Cosine 1 and sine 0 turn nothing.
-            one = torch.ones(1, 1, 1, dtype=self.base_dtype, device=tokens_BNL.device)
-            positions["position_embeddings"] = (one, torch.zeros_like(one))
-        return self._apply_layers(tokens_BNL, positions)
+        return self._apply_layers(tokens_BNL, {})
 
     def forward_as_language_model(self, tokens_BNL: Tensor) -> Tensor:
         """The same with the rotary positions 0 … N-1 and the causal mask that the model was trained with.
@@ -382,6 +379,8 @@ def _skeleton(config: BlockConfig, numbers: Mapping[str, Any], source: Source) -
     with torch.device("meta"):
         layers = nn.ModuleList(family.build_layer(model_config, index) for index in indices)
         norm = family.build_final_norm(model_config) if config.final_norm else None
+    if family.rotary:
+        norm = _made_lean(layers, norm, frozen=not config.trained)
     identity = BlockIdentity(
         id=source.identity,
         revision=None,
@@ -397,6 +396,16 @@ def _skeleton(config: BlockConfig, numbers: Mapping[str, Any], source: Source) -
         layers, norm, family=family, model_config=model_config, identity=identity, trained=config.trained
     )
     return block.to(_DTYPES[config.dtype])
+
+
+def _made_lean(layers: nn.ModuleList, norm: nn.Module | None, *, frozen: bool) -> nn.Module | None:
+    """Leave positions out of Llama-like layers, and spare the norms of frozen ones; returns the final norm."""
+    for layer in layers:
+        leave_out_positions(layer.self_attn)  # type: ignore[arg-type]
+        for name, part in list(layer.named_children()) if frozen else []:
+            if type(part).__name__.endswith("RMSNorm"):
+                setattr(layer, name, FrozenRMSNorm(part))
+    return FrozenRMSNorm(norm) if norm is not None and frozen else norm
 
 
 def _fill(block: LanguageBlock, tensors: Mapping[str, Tensor], config: BlockConfig) -> None:
