@@ -16,6 +16,7 @@ from medvisionllama.data.nifti import case_name, read_label_map
 from medvisionllama.errors import InputError
 from medvisionllama.evaluate.targets import Target
 from medvisionllama.geometry import AFFINE_TOLERANCE_MM, Grid, Volume
+from medvisionllama.metrics.boxes import box_of
 from medvisionllama.metrics.lesions import DEFAULT_MIN_IOU, lesion_scores
 from medvisionllama.metrics.overlap import Counts, counts_of, joint_histogram, label_counts, overlap_scores
 from medvisionllama.metrics.surface import surface_scores
@@ -142,7 +143,7 @@ class _Pair:
         referenced = _whole_numbers(reference, f"{case}: the reference")
         _same_grid(prediction.grid, reference.grid, case)
         # Most of an image is background in both: it is looked at once and then left out.
-        seen = _union(_foreground_box(labels) for labels in (predicted, referenced)) or (slice(0),) * 3
+        seen = _union(box_of(labels) for labels in (predicted, referenced)) or (slice(0),) * 3
         predicted, referenced, codes = _compact(predicted[seen], referenced[seen], targets)
         top = max(int(predicted.max(initial=0)), int(referenced.max(initial=0)))
         histogram = joint_histogram(predicted, referenced, top + 1)
@@ -232,16 +233,6 @@ def _union(boxes: Iterable[Box | None]) -> Box | None:
     if not known:
         return None
     return tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*known, strict=True))
-
-
-def _foreground_box(labels: Labels) -> Box | None:
-    slices = []
-    for axis in range(3):
-        plane = np.flatnonzero(labels.max(axis=tuple(a for a in range(3) if a != axis)))
-        if not plane.size:
-            return None
-        slices.append(slice(int(plane[0]), int(plane[-1]) + 1))
-    return tuple(slices)
 
 
 def _mask(labels: Labels, wanted: Sequence[int]) -> Mask:
