@@ -2,8 +2,8 @@
 
 Ours is everything ``evaluate`` does for a case once it is read: all eight metrics of all classes. The rivals do HD95
 and NSD alone, class by class, as their documentation has it. They are timed on masks of the whole image, and once more
-on masks cut to each class's surroundings beforehand, which spares them most of the image. Everything runs on one thread;
-ratios are of processor time, so that others at work on the machine count less.
+on masks cut to each class's surroundings beforehand, which spares them most of the image. All run on one thread; ratios
+are of processor time, so that others at work on the machine count less.
 """
 
 from __future__ import annotations
@@ -178,13 +178,6 @@ def _against(
     }
 
 
-def _cut(prediction: Mask, reference: Mask) -> tuple[Mask, Mask]:
-    """Both masks in their common box and one voxel around it, as far as there is one."""
-    inner = box_of(prediction | reference)
-    box = tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in inner or ())
-    return np.ascontiguousarray(prediction[box]), np.ascontiguousarray(reference[box])
-
-
 @dataclass(frozen=True)
 class Time:
     """Seconds of the processor and of the clock."""
@@ -204,12 +197,6 @@ def _cut(prediction: Mask, reference: Mask) -> tuple[Mask, Mask]:
     inner = box_of(prediction | reference)
     box = tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in inner or ())
     return np.ascontiguousarray(prediction[box]), np.ascontiguousarray(reference[box])
-
-
-def _timed(act: Callable[[], Any]) -> tuple[float, Any]:
-    start = perf_counter()
-    result = act()
-    return perf_counter() - start, result
 
 
 def ellipsoid(shape: Shape, filled: float) -> Mask:
