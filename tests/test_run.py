@@ -151,6 +151,36 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     assert [e["loss"] for e in logs[0]] == [e["loss"] for e in logs[1]]
 
 
+def test_a_finished_run_is_left_as_it_is(phantom: Path, trained: Path, machine: Machine) -> None:
+    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    summary = train_run(None, trained, machine, resume=True)
+    assert summary == json.loads((trained / "summary.json").read_text())
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_killed_before_the_first_checkpoint_begins_again(phantom: Path, machine: Machine, tmp_path: Path) -> None:
+    what = experiment(phantom, steps=20)
+    train_run(what, tmp_path / "whole", machine)
+    slow = replace(machine, checkpoint_seconds=1e9)
+    with pytest.raises(KeyboardInterrupt):
+        train_run(what, tmp_path / "broken", slow, listener=Stop(10))
+    assert not (tmp_path / "broken" / "checkpoint.safetensors").exists()
+    train_run(None, tmp_path / "broken", machine, resume=True)
+    whole, again = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert [e["step"] for e in RunFolder(tmp_path / "broken").read_log()] == [10, 20]
+
+
+def test_going_on_with_other_settings_is_refused(phantom: Path, machine: Machine, tmp_path: Path) -> None:
+    what = experiment(phantom, steps=20)
+    with pytest.raises(KeyboardInterrupt):
+        train_run(what, tmp_path / "run", machine, listener=Stop(10))
+    other = replace(what, seed=9, recipe=replace(what.recipe, learning_rate=0.5))
+    with pytest.raises(InputError, match=r"seed 9 instead of 0.*learning_rate 0\.5"):
+        train_run(other, tmp_path / "run", machine, resume=True)
+    train_run(what, tmp_path / "run", machine, resume=True)
+
+
 def test_another_seed_gives_other_weights(phantom: Path, machine: Machine, tmp_path: Path) -> None:
     """Negative control of the one above."""
     for seed in (0, 1):

@@ -240,8 +240,9 @@ def _train(options: argparse.Namespace) -> int:
             epochs=options.epochs,
             overrides=options.dotted,
         )
+        going_on = options.resume and not _names_settings(options) and (folder / "config.yaml").exists()
         summary = train_run(
-            experiment,
+            None if going_on else experiment,
             folder,
             machine,
             splits=splits,
@@ -252,6 +253,12 @@ def _train(options: argparse.Namespace) -> int:
         )
         _tell_scores(summary, "validation", options.json)
     return DONE
+
+
+def _names_settings(options: argparse.Namespace) -> bool:
+    """Whether a training's settings were typed, or just which run to go on with."""
+    settings = {"--model", "--block", "--protocol", "--grid", "--recipe", "--fraction", "--seed", "--steps", "--epochs"}
+    return bool(options.dotted) or any(word.split("=")[0] in settings for word in options.typed)
 
 
 def _add_predict(commands: Any, common: argparse.ArgumentParser) -> None:

@@ -175,6 +175,31 @@ def read_experiment(path: Path) -> Experiment:
     return experiment
 
 
+def refuse_other(stored: Experiment, asked: Experiment, where: str) -> None:
+    """Make sure that a run that goes on is asked for with its own settings. A length not asked for may differ.
+
+    Raises:
+        InputError: Naming the settings that differ.
+    """
+    if not asked.recipe.steps:
+        asked = replace(asked, recipe=replace(asked.recipe, steps=stored.recipe.steps))
+    has, wants = _flat(_plain(asdict(stored))), _flat(_plain(asdict(asked)))
+    differ = [f"{key} {wants[key]} instead of {has[key]}" for key in has if has[key] != wants[key]]
+    if differ:
+        raise InputError(
+            f"{where} was started with other settings",
+            got="; ".join(differ[:4]) + (f" and {len(differ) - 4} more" if len(differ) > 4 else ""),
+            mend="Leave the settings out, since a resumed run keeps its own, or name another folder.",
+        )
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 def _overridden(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
     parser = _parser()
     parser.add_argument("--model", type=ModelConfig, default=experiment.model)

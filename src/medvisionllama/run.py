@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from medvisionllama.checkpoint import load_tensors, put_model_tensors
-from medvisionllama.config import Experiment, read_experiment, write_experiment
+from medvisionllama.config import Experiment, read_experiment, refuse_other, write_experiment
 from medvisionllama.data.dataset import BatchSource, prepare, refuse_unusable
 from medvisionllama.data.decathlon import Case, Task, read_task
 from medvisionllama.data.dicom import is_dicom_folder, read_series
@@ -107,7 +107,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def train_run(
-    experiment: Experiment,
+    experiment: Experiment | None,
     folder: Path,
     machine: Machine,
     *,
@@ -120,12 +120,12 @@ def train_run(
     """Train, segment the validation part and score it; returns ``summary.json``.
 
     Args:
-        experiment: What to do.
+        experiment: What to do; None, with ``resume``, for what the folder says.
         folder: The run folder; new, or with ``resume`` one that was interrupted.
         machine: Where to compute.
-        splits: Which cases train and validate; None to draw them from the experiment's seed 0.
+        splits: Which cases train and validate; None to draw them from seed 0.
         max_minutes: Turned once into a number of steps, which is stored.
-        resume: Go on where the folder's checkpoint stands. The folder's own settings count.
+        resume: Go on where the folder's checkpoint stands; a finished run is left as it is.
         command: What the user typed, kept for the page.
         listener: Who is told of the progress.
 
@@ -134,68 +134,94 @@ def train_run(
     """
     listener = listener or Silent()
     run = RunFolder(folder)
-    if resume and run.config.exists():
-        experiment, splits, plan = read_experiment(run.config), read_splits(run.splits), read_plan(run.plan)
-        max_minutes = None
-        task = read_task(experiment.dataset)
-    else:
-        _refuse_occupied(run)
-        task = read_task(experiment.dataset)
-        refuse_unusable(task.cases)
-        splits = splits or make_splits([case.name for case in task.cases])
-        splits.verify([case.name for case in task.cases])
-        plan = make_plan(
-            task,
-            _cases(task, splits.training(experiment.fold, experiment.fraction)),
-            protocol=experiment.protocol,
-            grid=experiment.grid,
-        )
-        experiment = experiment.fitted_to(plan)
-    training = _cases(task, splits.training(experiment.fold, experiment.fraction))
-    validation = _cases(task, splits.validation(experiment.fold))
+    if resume and run.finished:
+        listener.note(f"{folder} is finished already")
+        summary: dict[str, Any] = read_json(run.summary)
+        return summary
+    resume = resume and run.config.exists()
+    setup = _stored(run, experiment) if resume else _planned(experiment, run, splits)
+    plan, fold, fraction = setup.plan, setup.experiment.fold, setup.experiment.fraction
+    training = _cases(setup.task, setup.splits.training(fold, fraction))
+    validation = _cases(setup.task, setup.splits.validation(fold))
     prepared = prepare(training, plan, machine.cache / "prepared", lambda c: listener.track(list(c), "Preparing"))
     to_validate = prepare(validation, plan, machine.cache / "prepared")
-    recipe = experiment.recipe
-    batches = BatchSource(prepared, plan.window, recipe.batch_size, recipe.foreground_share, experiment.seed)
 
-    model = build(experiment.model, seed=experiment.seed, cache=machine.cache, offline=machine.offline)
+    experiment = setup.experiment.lasting(len(training))
+    seed, recipe = experiment.seed, experiment.recipe
+    batches = BatchSource(prepared, plan.window, recipe.batch_size, recipe.foreground_share, seed)
+    model = build(experiment.model, seed=seed, cache=machine.cache, offline=machine.offline)
     identity = model.block.identity if model.block is not None else None
     model.to(machine.device)
-    experiment = experiment.lasting(len(training))
-    if max_minutes is not None:
-        pace = seconds_per_step(model, batches, replace(recipe, steps=max(1, recipe.steps)), machine.device)
-        steps = max(1, int(max_minutes * 60 * TRAINING_SHARE / pace))
-        experiment = replace(experiment, recipe=replace(recipe, steps=steps))
-        listener.note(f"{pace:.3f} s a step: {steps} steps in {max_minutes:g} minutes")
-    if not (resume and run.config.exists()):
-        write_experiment(experiment, run.config)
+    if not resume:
+        if max_minutes is not None:
+            pace = seconds_per_step(model, batches, recipe, machine.device)
+            recipe = replace(recipe, steps=max(1, int(max_minutes * 60 * TRAINING_SHARE / pace)))
+            experiment = replace(experiment, recipe=recipe)
+            listener.note(f"{pace:.3f} s a step: {recipe.steps} steps in {max_minutes:g} minutes")
         write_plan(plan, run.plan)
-        write_splits(splits, run.splits)
+        write_splits(setup.splits, run.splits)
+        write_experiment(experiment, run.config)  # last: a folder with it can be resumed
     write_json(run.environment, environment(machine.device, command))
 
-    precision = _precision(experiment)
     outcome = train(
         model,
         batches,
-        experiment.recipe,
+        recipe,
         run,
         device=machine.device,
         left_out=model.left_out_of_files(),
         notes={"format": FORMAT_VERSION, "block": identity.to_dict() if identity else None},
-        validate=lambda m: dice_on_model_grid(m, plan, to_validate, machine.device, precision),
-        report=lambda entry: listener.training(entry, experiment.recipe.steps),
+        validate=lambda m: dice_on_model_grid(m, plan, to_validate, machine.device, _precision(experiment)),
+        report=lambda entry: listener.training(entry, recipe.steps),
         resume=resume and run.checkpoint.exists(),
         checkpoint_seconds=machine.checkpoint_seconds,
     )
     if model.block is not None and identity is not None and not model.block.trained:
-        verify(model.block, identity)
-    summary = _summary(experiment, plan, task, outcome, model, identity, command)
-    summary["cases"] = {"training": len(training), "validation": len(validation), "test": len(splits.test)}
-    write_json(run.summary, summary)
+        verify(model.block, identity)  # frozen means frozen: bit-identical after training
+    counts = {"training": len(training), "validation": len(validation), "test": len(setup.splits.test)}
+    write_json(run.summary, _summary(experiment, plan, counts, outcome, model, identity, command))
     summary = predict_part(run, "validation", machine, listener=listener)
     run.checkpoint.unlink(missing_ok=True)
     run.checkpoint_state.unlink(missing_ok=True)
     return summary
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """What must be known before anything is computed."""
+
+    experiment: Experiment
+    task: Task
+    splits: Splits
+    plan: Plan
+
+
+def _planned(experiment: Experiment | None, run: RunFolder, splits: Splits | None) -> _Setup:
+    """A new run's: every case's headers are looked at, then the training part is planned."""
+    if run.config.exists():
+        unfinished = not run.finished
+        raise InputError(
+            f"{run.path} already holds {'an unfinished' if unfinished else 'a'} run",
+            mend="Go on with --resume, or name another folder." if unfinished else "Name another folder.",
+        )
+    if experiment is None:
+        raise InputError(f"{run.path} holds no run to go on with", mend="Leave out --resume.")
+    task = read_task(experiment.dataset)
+    refuse_unusable(task.cases)
+    names = [case.name for case in task.cases]
+    splits = splits or make_splits(names)
+    splits.verify(names)
+    training = _cases(task, splits.training(experiment.fold, experiment.fraction))
+    plan = make_plan(task, training, protocol=experiment.protocol, grid=experiment.grid)
+    return _Setup(experiment.fitted_to(plan), task, splits, plan)
+
+
+def _stored(run: RunFolder, asked: Experiment | None) -> _Setup:
+    """An interrupted run's own; what is asked for must not contradict it."""
+    experiment, plan, splits = read_experiment(run.config), read_plan(run.plan), read_splits(run.splits)
+    if asked is not None:
+        refuse_other(experiment, asked.fitted_to(plan), str(run.config))
+    return _Setup(experiment, read_task(experiment.dataset), splits, plan)
 
 
 class Loaded:
@@ -353,15 +379,6 @@ def predict_files(
     return written
 
 
-def _refuse_occupied(run: RunFolder) -> None:
-    if run.config.exists():
-        unfinished = run.checkpoint.exists()
-        raise InputError(
-            f"{run.path} already holds {'an unfinished' if unfinished else 'a'} run",
-            mend="Go on with --resume, or name another folder." if unfinished else "Name another folder.",
-        )
-
-
 def _cases(task: Task, names: Iterable[str]) -> list[Case]:
     return [task.case(name) for name in names]
 
@@ -467,7 +484,7 @@ def _read_image(path: Path) -> Volume:
 def _summary(
     experiment: Experiment,
     plan: Plan,
-    task: Task,
+    counts: dict[str, int],
     outcome: Outcome,
     model: MedVisionLlama,
     identity: BlockIdentity | None,
@@ -475,7 +492,8 @@ def _summary(
 ) -> dict[str, Any]:
     return {
         "format": FORMAT_VERSION,
-        "task": task.name,
+        "task": plan.task,
+        "cases": counts,
         "model": experiment.model_name,
         "protocol": experiment.protocol,
         "block": identity.to_dict() if identity else None,

@@ -52,6 +52,13 @@ class RunFolder:
         self.environment = self.path / "environment.json"
         self.summary = self.path / "summary.json"
 
+    @property
+    def finished(self) -> bool:
+        """Whether the training ended and its validation part was scored."""
+        if not (self.summary.exists() and self.model.exists()) or self.checkpoint.exists():
+            return False
+        return "validation" in read_json(self.summary)
+
     def folds(self) -> list[RunFolder]:
         """The runs below ``RUN/fold_0..4`` in order, or this run alone where it has no folds."""
         number = {p: p.name.removeprefix("fold_") for p in self.path.glob("fold_*") if p.is_dir()}
