@@ -130,6 +130,14 @@ def test_an_empty_folder_is_a_page_of_gaps(tmp_path: Path) -> None:
         assert gap in page.text
 
 
+def test_a_run_of_another_version_says_so_and_shows_what_it_has(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("pictures"))
+    write_json(tmp_path / "run" / "summary.json", {"format": 99, "classes": ["a"], "cases": 3, "parameters": None})
+    page = Page(write_page([tmp_path / "run"], tmp_path / "out"))
+    assert "The training summary is of format 99; this version reads 1" in page.text
+    assert "Anterior" in page.text
+
+
 def test_cases_without_reference_are_still_shown(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", cases=1, reference=False)
     page = Page(write_page([run], tmp_path / "out"))

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvisionllama.errors import InputError
-from medvisionllama.run_folder import GRIDS, PARTS, RunFolder, ScoreRow, read_json, read_scores
+from medvisionllama.run_folder import FORMAT_VERSION, GRIDS, PARTS, RunFolder, ScoreRow, read_json, read_scores
 
 # What NumPy raises for a file of arrays that is missing, torn, or lacks an array.
 BROKEN_ARRAYS = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -196,6 +196,11 @@ def read_run(path: Path) -> RunContents:
         [folder.environment, *(member.environment for member in members)], "record of the machine", missing
     )
     logs = {member.path.name if member.path != path else "": member.read_log() for member in members}
+    if summary.get("format", FORMAT_VERSION) != FORMAT_VERSION:
+        missing.append(
+            f"The training summary is of format {summary['format']}; this version reads {FORMAT_VERSION}: it is left out."
+        )
+        summary = {}
     missing += _gaps_in_training(members, logs)
     parts = _read_parts(folder, members, missing)
     if not parts:
