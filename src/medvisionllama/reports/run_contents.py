@@ -198,7 +198,7 @@ def read_run(path: Path) -> RunContents:
     logs = {member.path.name if member.path != path else "": member.read_log() for member in members}
     if summary.get("format", FORMAT_VERSION) != FORMAT_VERSION:
         missing.append(
-            f"The training summary is of format {summary['format']}; this version reads {FORMAT_VERSION}: it is left out."
+            f"The training summary is of format {summary['format']}; this version reads {FORMAT_VERSION}: left out."
         )
         summary = {}
     missing += _gaps_in_training(members, logs)
