@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import AFFINE_TOLERANCE_MM, Affine, Array, Grid, Volume
+from medvisionllama.whole_file import whole_file
 
 ENDINGS = (".nii.gz", ".nii")
 WHOLE_NUMBER_TOLERANCE = 1e-4  # what a label may lose on its way through a float or a stored slope
@@ -241,18 +241,8 @@ def _write(array: Array, volume: Volume, path: Path) -> None:
     content = _image(array, volume.affine).to_bytes()
     if path.name.endswith(".gz"):
         content = gzip.compress(content, compresslevel=5, mtime=0)  # no date: the same voxels give the same bytes
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            part.write_bytes(content)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path}", got=error.strerror or str(error), mend="Choose a folder you may write to."
-        ) from error
+    with whole_file(path) as part:
+        part.write_bytes(content)
 
 
 def _image(array: Array, affine: Affine) -> Any:
