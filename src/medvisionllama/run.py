@@ -405,7 +405,8 @@ def _on_model_grid(segmenter: Segmenter, case: Case, image: Volume, plan: Plan) 
     assert case.label is not None
     affine = ras_grid(image.grid).with_shape(plan.window).affine
     predicted = segmenter.label_map_on_model_grid(image, str(case.image))
-    compared = label_to_model_grid(read_label_map(case.label), plan, str(case.label))
+    reference = Volume(read_label_map(case.label).array, image.affine)  # one affine, as in Case.read_pair
+    compared = label_to_model_grid(reference, plan, str(case.label))
     return Volume(predicted, affine), Volume(compared, affine)
 
 

@@ -194,7 +194,7 @@ def train(
                 entry |= {"validation_dice": dice["mean"], "validation_dice_by_class": dice}
                 entry["seconds"] = round(time.perf_counter() - started, 3)
                 # A tie goes to the later weights; a mean of NaN (no class anywhere) never wins over a number.
-                if state.best_dice is None or dice["mean"] >= state.best_dice:
+                if state.best_dice is None or math.isnan(state.best_dice) or dice["mean"] >= state.best_dice:
                     state.best_dice, state.best_step = dice["mean"], done
                     save_tensors(run.model, model_tensors(model, left_out), notes | {"step": done})
             run.append_log(entry)

@@ -401,6 +401,11 @@ def test_a_case_without_foreground_is_drawn_from_all_the_same() -> None:
     assert not batch.label.any()
 
 
+def test_a_negative_seed_is_refused() -> None:
+    with pytest.raises(InputError, match="got -1, expected 0 or more"):
+        source(CASES, seed=-1)
+
+
 def test_a_batch_tells_the_spacing_of_each_case() -> None:
     cases = [replace(case, spacing_mm=(1.0, 2.0, float(n))) for n, case in enumerate(CASES, start=1)]
     batch = source(cases, batch_size=5).batch(0)

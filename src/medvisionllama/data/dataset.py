@@ -170,6 +170,9 @@ class BatchSource:
         batch_size: ``B``.
         foreground_share: How often a patch is centred on a foreground voxel of a class drawn evenly.
         seed: Of all draws.
+
+    Raises:
+        InputError: The seed is negative.
     """
 
     cases: Sequence[PreparedCase]
@@ -177,6 +180,10 @@ class BatchSource:
     batch_size: int
     foreground_share: float
     seed: int
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise InputError("the seed of the draws", got=str(self.seed), expected="0 or more")
 
     @property
     def steps_per_epoch(self) -> int:
