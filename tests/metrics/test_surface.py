@@ -204,11 +204,11 @@ def test_rings_and_tree_give_the_same_distances(monkeypatch, spacing, gap):
     b[12:30, 9:24, 2 + gap : 14 + gap] = ball(8, (18, 15, 12), (9, 7, 6))
     b[39, 35, 69] = True
     found = []
-    for voxels_per_point in (0, 10**9):
-        monkeypatch.setattr(surface, "SPARSE_BOX", voxels_per_point)
+    for tree_costs in ((0, 0), (10**9, 10**9)):
+        monkeypatch.setattr(surface, "TREE_COSTS", tree_costs)
         pair = surface._Surfaces.of(a, b, spacing)
         for one, other in itertools.permutations((pair.prediction, pair.reference)):
-            found.append(surface._distances_mm(one.elements, other.elements, pair.lattice))
+            found.append(pair.distances_mm(one.elements, other.elements))
     assert found[0] == pytest.approx(found[2], abs=1e-9)
     assert found[1] == pytest.approx(found[3], abs=1e-9)
 
@@ -216,11 +216,11 @@ def test_rings_and_tree_give_the_same_distances(monkeypatch, spacing, gap):
 def test_a_search_that_ends_early_keeps_what_it_found():
     pair = surface._Surfaces.of(ball(6), ball(6, centre=(12, 12, 16)), (1.0, 1.0, 1.0))
     points, others = pair.prediction.elements, pair.reference.elements
-    whole = surface._distances_mm(points, others, pair.lattice)
-    near = surface._distances_mm(points, others, pair.lattice, limit_mm=2.0)
+    whole = pair.distances_mm(points, others)
+    near = pair.distances_mm(points, others, limit_mm=2.0)
     assert np.array_equal(near[whole <= 2], whole[whole <= 2])
     assert (near[whole > 2] > 2).all()
-    some = surface._distances_mm(points, others, pair.lattice, enough=len(points) // 2)
+    some = pair.distances_mm(points, others, enough=len(points) // 2)
     assert np.sort(some)[: len(points) // 2] == pytest.approx(np.sort(whole)[: len(points) // 2])
 
 

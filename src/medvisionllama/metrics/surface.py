@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -32,16 +32,16 @@ from medvisionllama.metrics.boxes import Box, occupied_planes
 Mask = NDArray[np.bool_]
 Points = NDArray[np.intp]
 Spacing = tuple[float, float, float]
-Corner = tuple[int, int, int]
+Shape = tuple[int, int, int]
 
 # A surface exactly on the tolerance counts as within it, whatever the last bit of the spacing says.
 TOLERANCE_SLACK = 1e-6
-# Lines looked up around a point before a k-d tree is the cheaper way, and how far along each (measured, as below).
-LINES = 512
-LINE_STEPS = (1, 2, 4, 8)
-LINE_REACH = sum(LINE_STEPS)
-# A box with fewer surface points than one in so many voxels goes to the k-d tree at once.
-SPARSE_BOX = 256
+# What a k-d tree costs in voxels of a box to be filled: to build for each point in it, to ask for each point.
+TREE_COSTS = (100, 1000)
+# About so many lines are looked up around a point before a tree is cheaper; each is followed by steps of these sizes.
+LINES = 1024
+LINE_STEPS = (1, 2, 4, 8, 16)
+LINE_REACH = sum(LINE_STEPS)  # any distance up to here is a sum of some of them
 # A mask this much smaller than its box is split at its gaps first: stray voxels would blow up the box.
 SPARSE_FILL = 0.02
 SPARSE_VOXELS = 1 << 18
@@ -99,7 +99,7 @@ def _check(prediction: Mask, reference: Mask, spacing_mm: Spacing, tolerance_mm:
         raise ValueError(f"a tolerance is a length of 0 mm or more, not {tolerance_mm}")
 
 
-def _pieces(mask: Mask, corner: Corner = (0, 0, 0)) -> Iterator[Box]:
+def _pieces(mask: Mask, corner: Shape = (0, 0, 0)) -> Iterator[Box]:
     """Boxes that together hold the whole mask, no two of them touching; usually one.
 
     A large and nearly empty box, as a few stray voxels make it, is cut at its empty planes, again and again: one empty
@@ -109,6 +109,11 @@ def _pieces(mask: Mask, corner: Corner = (0, 0, 0)) -> Iterator[Box]:
         mask: What to box.
         corner: Where the mask's own first voxel lies in the array that the boxes are for.
     """
+    if mask.size <= SPARSE_VOXELS:
+        if mask.any():
+            i, j, k = corner
+            yield slice(i, i + mask.shape[0]), slice(j, j + mask.shape[1]), slice(k, k + mask.shape[2])
+        return
     planes = occupied_planes(mask)
     if not planes[0].size:
         return
@@ -130,7 +135,7 @@ def _pieces(mask: Mask, corner: Corner = (0, 0, 0)) -> Iterator[Box]:
 
 @dataclass(frozen=True)
 class _Surface:
-    """One mask's surface, points as flat indices into the lattice of :class:`_Lattice`, ascending."""
+    """One mask's surface; points are flat indices into the box of :class:`_Surfaces`, ascending."""
 
     edge_voxels: Points
     elements: Points
@@ -138,32 +143,11 @@ class _Surface:
 
 
 @dataclass(frozen=True)
-class _Lattice:
-    """A box padded so that no ring around a point of it leaves the array."""
-
-    shape: tuple[int, int, int]
-    pad: tuple[int, int, int]
-    spacing_mm: Spacing
-
-    def located(self, points: Points, shape: tuple[int, ...], corner: list[int]) -> Points:
-        """Flat indices in a box of ``shape``, which begins at ``corner`` of the unpadded lattice, as the lattice's."""
-        rows, planes = points // shape[2], points // (shape[1] * shape[2])
-        i, j, k = (c + pad for c, pad in zip(corner, self.pad, strict=True))
-        moved = points + rows * (self.shape[2] - shape[2])
-        moved += planes * ((self.shape[1] - shape[1]) * self.shape[2])
-        moved += (i * self.shape[1] + j) * self.shape[2] + k
-        return moved
-
-    def mm(self, points: Points) -> NDArray[np.float64]:
-        """``(n,3)`` positions, up to a common shift."""
-        positions = np.stack(np.unravel_index(points, self.shape), axis=1).astype(np.float64)
-        positions *= self.spacing_mm
-        return positions
-
-
-@dataclass(frozen=True)
 class _Surfaces:
-    lattice: _Lattice
+    """Two surfaces in one box, a voxel larger than both masks: it has one more plane of corners than of voxels."""
+
+    shape: Shape
+    spacing_mm: Spacing
     prediction: _Surface
     reference: _Surface
 
@@ -175,38 +159,68 @@ class _Surfaces:
             return None
         boxes = [box for side in pieces for box in side]
         low = [min(box[axis].start for box in boxes) for axis in range(3)]
-        high = [max(box[axis].stop for box in boxes) for axis in range(3)]
-        pad = _rings(spacing_mm).pad
-        # One more than the box: it has one more plane of corners than of voxels.
-        i, j, k = (high[axis] - low[axis] + 1 + 2 * pad[axis] for axis in range(3))
-        lattice = _Lattice((i, j, k), pad, spacing_mm)
+        i, j, k = (max(box[axis].stop for box in boxes) - low[axis] + 1 for axis in range(3))
         areas = element_areas_mm2(spacing_mm)
         found = [
-            _surface(mask, side, lattice, low, areas)
+            _surface(mask, side, low, (i, j, k), areas)
             for mask, side in zip((prediction, reference), pieces, strict=True)
         ]
-        return cls(lattice, *found)
+        return cls((i, j, k), spacing_mm, *found)
 
     def hd_mm(self, percentile: float) -> float:
         """The larger of the directed ``percentile``-th percentiles of the edge voxels' distances."""
         a, b = self.prediction.edge_voxels, self.reference.edge_voxels
-        return max(
-            _percentile(a, b, self.lattice, percentile),
-            _percentile(b, a, self.lattice, percentile),
-        )
+        return max(self._directed_percentile_mm(a, b, percentile), self._directed_percentile_mm(b, a, percentile))
 
     def nsd(self, tolerance_mm: float) -> float:
         """The share of both surfaces' area that lies within ``tolerance_mm`` of the other."""
         limit = tolerance_mm * (1 + TOLERANCE_SLACK)
         near = total = 0.0
         for one, other in ((self.prediction, self.reference), (self.reference, self.prediction)):
-            distances = _distances_mm(one.elements, other.elements, self.lattice, limit_mm=limit)
+            distances = self.distances_mm(one.elements, other.elements, limit_mm=limit)
             near += float(one.areas_mm2[distances <= limit].sum())
             total += float(one.areas_mm2.sum())
         return near / total
 
+    def _directed_percentile_mm(self, points: Points, others: Points, percentile: float) -> float:
+        """The percentile of the distances from ``points`` to ``others``, linear between order statistics."""
+        position = percentile / 100 * (len(points) - 1)
+        below = math.floor(position)
+        above = min(below + 1, len(points) - 1)
+        distances = self.distances_mm(points, others, enough=above + 1)
+        low, high = np.partition(distances, (below, above))[[below, above]]
+        return float(low + (high - low) * (position - below))
 
-def _surface(mask: Mask, pieces: list[Box], lattice: _Lattice, low: list[int], areas: NDArray[np.float64]) -> _Surface:
+    def distances_mm(
+        self, points: Points, others: Points, limit_mm: float = math.inf, enough: int | None = None
+    ) -> NDArray[np.float64]:
+        """From each of ``points`` to the nearest of ``others``; inf where that was not needed.
+
+        Not needed are distances beyond ``limit_mm``, and all but the ``enough`` smallest.
+        """
+        wanted = len(points) if enough is None else enough
+        rings = _rings(self.spacing_mm)
+        if math.prod(rings.padded(self.shape)) > TREE_COSTS[0] * len(others) + TREE_COSTS[1] * len(points):
+            distances, reached_mm = np.full(len(points), math.inf), -math.inf
+        else:
+            distances = _ring_distances_mm(points, others, self.shape, rings, limit_mm, wanted)
+            reached_mm = rings.reach_mm
+        left = np.flatnonzero(np.isinf(distances))
+        if len(points) - len(left) < wanted and reached_mm < limit_mm:
+            tree = KDTree(self._positions_mm(others), leafsize=32)
+            beyond = 1.001 * limit_mm + min(self.spacing_mm) / 2  # the tree leaves its bound out
+            distances[left], _ = tree.query(self._positions_mm(points[left]), distance_upper_bound=beyond)
+        return distances
+
+    def _positions_mm(self, points: Points) -> NDArray[np.float64]:
+        """``(n,3)``, up to a common shift."""
+        positions = np.stack(np.unravel_index(points, self.shape), axis=1).astype(np.float64)
+        positions *= self.spacing_mm
+        return positions
+
+
+def _surface(mask: Mask, pieces: list[Box], low: list[int], shape: Shape, areas: NDArray[np.float64]) -> _Surface:
+    """The surface of a mask that lies in ``pieces``, in the box of ``shape`` that begins at ``low``."""
     edge_voxels, elements, element_areas = [], [], []
     for box in pieces:
         padded = _padded(mask[box])
@@ -215,11 +229,20 @@ def _surface(mask: Mask, pieces: list[Box], lattice: _Lattice, low: list[int], a
         mixed = np.flatnonzero(codes + np.uint8(1) > 1)
         element_areas.append(areas[codes[mixed]])
         corner = [s.start - origin for s, origin in zip(box, low, strict=True)]
-        elements.append(lattice.located(mixed, padded.shape, corner))
+        elements.append(_moved(mixed, padded.shape, shape, corner))
         # A padded voxel lies one step on from the unpadded one, a corner at its voxel's lower end.
         edges = np.flatnonzero(_edge_voxels(padded))
-        edge_voxels.append(lattice.located(edges, padded.shape, [c - 1 for c in corner]))
+        edge_voxels.append(_moved(edges, padded.shape, shape, [c - 1 for c in corner]))
     return _Surface(np.concatenate(edge_voxels), np.concatenate(elements), np.concatenate(element_areas))
+
+
+def _moved(points: Points, shape: tuple[int, ...], into: tuple[int, ...], corner: Sequence[int]) -> Points:
+    """Flat indices in a box of ``shape`` as those in a box of shape ``into``, where it begins at ``corner``."""
+    i, j, k = corner
+    rows, planes = points // shape[2], points // (shape[1] * shape[2])
+    moved = points + rows * (into[2] - shape[2])
+    moved += planes * ((into[1] - shape[1]) * into[2]) + ((i * into[1] + j) * into[2] + k)
+    return moved
 
 
 def _padded(mask: Mask) -> NDArray[np.uint8]:
@@ -262,48 +285,57 @@ def _flat_steps(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return (shape[1] * shape[2], shape[2], 1)
 
 
-def _percentile(points: Points, others: Points, lattice: _Lattice, percentile: float) -> float:
-    """The percentile of the distances from ``points`` to ``others``, linear between order statistics."""
-    position = percentile / 100 * (len(points) - 1)
-    below = math.floor(position)
-    above = min(below + 1, len(points) - 1)
-    distances = _distances_mm(points, others, lattice, enough=above + 1)
-    low, high = np.partition(distances, (below, above))[[below, above]]
-    return float(low + (high - low) * (position - below))
+@dataclass(frozen=True)
+class _Rings:
+    """Steps across the lines along J and K, nearest first, those of one length together.
 
-
-def _distances_mm(
-    points: Points, others: Points, lattice: _Lattice, limit_mm: float = math.inf, enough: int | None = None
-) -> NDArray[np.float64]:
-    """From each of ``points`` to the nearest of ``others`` in mm; inf where that was not needed.
-
-    Not needed are distances beyond ``limit_mm``, and all but the ``enough`` smallest.
+    Attributes:
+        i_mm: Distance of two voxels on a line.
+        rings: The square of the length in mm², and ``(n,2)`` steps.
+        reach_mm: Up to where they are complete.
+        pad: The largest step along J and along K.
     """
-    enough = len(points) if enough is None else enough
-    if math.prod(lattice.shape) > SPARSE_BOX * len(points):
-        distances, reached_mm = np.full(len(points), math.inf), -math.inf
-    else:
-        distances, reached_mm = _ring_distances_mm(points, others, lattice, limit_mm, enough)
-    left = np.flatnonzero(np.isinf(distances))
-    if len(points) - len(left) < enough and limit_mm > reached_mm:
-        tree = KDTree(lattice.mm(others), leafsize=32)
-        beyond = 1.001 * limit_mm + min(lattice.spacing_mm) / 2  # the tree leaves its bound out
-        distances[left], _ = tree.query(lattice.mm(points[left]), distance_upper_bound=beyond)
-    return distances
+
+    i_mm: float
+    rings: tuple[tuple[float, Points], ...]
+    reach_mm: float
+    pad: tuple[int, int]
+
+    def padded(self, shape: Shape) -> Shape:
+        """A box of ``shape`` with room for all steps around every point of it."""
+        return (shape[0], shape[1] + 2 * self.pad[0], shape[2] + 2 * self.pad[1])
+
+    def flat(self, shape: Shape) -> Iterator[tuple[float, list[int]]]:
+        """Every ring's square, and its steps in a flattened array of ``shape`` from the corner of the padding on."""
+        for square_mm2, steps in self.rings:
+            yield square_mm2, ((steps + self.pad) @ np.array([shape[2], 1])).tolist()
+
+
+@lru_cache(maxsize=32)
+def _rings(spacing_mm: Spacing) -> _Rings:
+    i_mm, j_mm, k_mm = spacing_mm
+    # About LINES lines cross a disc of this radius. No farther than lines are followed: a nearer point may be beyond.
+    radius_mm = min(math.sqrt(LINES * j_mm * k_mm / math.pi), LINE_REACH * i_mm)
+    pad = (math.floor(radius_mm / j_mm), math.floor(radius_mm / k_mm))
+    steps = np.array(list(itertools.product(*(range(-p, p + 1) for p in pad))), dtype=np.intp)
+    squares = np.square(steps * np.array([j_mm, k_mm])).sum(axis=1)
+    lengths = [float(square) for square in np.unique(squares) if square <= radius_mm**2]
+    rings = tuple((square, steps[squares == square]) for square in lengths)
+    return _Rings(i_mm, rings, math.sqrt(lengths[-1]), pad)
 
 
 def _ring_distances_mm(
-    points: Points, others: Points, lattice: _Lattice, limit_mm: float, enough: int
-) -> tuple[NDArray[np.float64], float]:
-    """As :func:`_distances_mm`, but only as far as the rings reach, and how far that is."""
-    rings = _rings(lattice.spacing_mm)
-    steps = _steps_along_lines(others, lattice, limit_mm)
-    squares = np.square(np.arange(256) * lattice.spacing_mm[0])
+    points: Points, others: Points, shape: Shape, rings: _Rings, limit_mm: float, enough: int
+) -> NDArray[np.float64]:
+    """As :meth:`_Surfaces.distances_mm`, but inf wherever the rings do not reach."""
+    padded = rings.padded(shape)
+    steps = _steps_along_lines(_moved(others, shape, padded, (0, *rings.pad)), padded, rings, limit_mm)
+    squares = np.square(np.arange(256) * rings.i_mm)
     squares[LINE_REACH + 1 :] = math.inf
     squares_mm2 = np.empty(len(points))
-    margin = rings.margin(lattice.shape)
-    left, at, best = np.arange(len(points)), points - margin, np.full(len(points), math.inf)
-    for across, offsets in rings.flat(lattice.shape):
+    # Points stand at the corner of their own padding, which the rings' steps start from.
+    left, at, best = np.arange(len(points)), _moved(points, shape, padded, (0, 0, 0)), np.full(len(points), math.inf)
+    for across, offsets in rings.flat(padded):
         open_ = best > across  # the others are settled: no line from here on is nearer
         count = int(np.count_nonzero(open_))
         if len(points) - count >= enough or across > limit_mm**2:
@@ -318,62 +350,25 @@ def _ring_distances_mm(
             np.minimum(fewest, steps[offset:].take(at, mode="wrap"), out=fewest)
         np.minimum(best, squares.take(fewest) + across, out=best)
     squares_mm2[left] = np.where(best > across, math.inf, best)
-    return np.sqrt(squares_mm2), rings.reach_mm
+    return np.sqrt(squares_mm2)
 
 
-def _steps_along_lines(others: Points, lattice: _Lattice, limit_mm: float) -> NDArray[np.uint8]:
-    """For every voxel of the flattened box, the steps to the nearest of ``others`` along the first axis.
+def _steps_along_lines(others: Points, shape: Shape, rings: _Rings, limit_mm: float) -> NDArray[np.uint8]:
+    """For every voxel of a flattened box, the steps to the nearest of ``others`` along the first axis.
 
-    More than :data:`LINE_REACH` where there is none within ``limit_mm`` or within that reach.
+    More than :data:`LINE_REACH` where there is none within that reach or within ``limit_mm``.
     """
-    steps = np.full(lattice.shape, 2 * LINE_REACH, dtype=np.uint8)
+    steps = np.full(shape, 2 * LINE_REACH, dtype=np.uint8)
     steps.reshape(-1)[others] = 0
     reached = 0
-    for step in LINE_STEPS:  # any distance up to their sum is a sum of some of them
-        if reached * lattice.spacing_mm[0] > limit_mm:
+    for step in LINE_STEPS:
+        if reached * rings.i_mm > limit_mm:
             break
         farther = steps + np.uint8(step)
         np.minimum(steps[step:], farther[:-step], out=steps[step:])
         np.minimum(steps[:-step], farther[step:], out=steps[:-step])
         reached += step
     return steps.reshape(-1)
-
-
-@dataclass(frozen=True)
-class _Rings:
-    """Steps across the lines along J and K, nearest first, those of one length together.
-
-    Attributes:
-        rings: The square of the length in mm², and ``(n,2)`` steps.
-        reach_mm: Up to where they are complete.
-        pad: The largest step along every axis.
-    """
-
-    rings: tuple[tuple[float, Points], ...]
-    reach_mm: float
-    pad: tuple[int, int, int]
-
-    def margin(self, shape: tuple[int, int, int]) -> int:
-        """How far the padding reaches in a flattened array of ``shape``: no step is larger."""
-        return self.pad[1] * shape[2] + self.pad[2]
-
-    def flat(self, shape: tuple[int, int, int]) -> Iterator[tuple[float, list[int]]]:
-        """Every ring's square, and its steps in a flattened array of ``shape``, the margin added: none is negative."""
-        for square_mm2, steps in self.rings:
-            yield square_mm2, (steps @ np.array([shape[2], 1]) + self.margin(shape)).tolist()
-
-
-@lru_cache(maxsize=32)
-def _rings(spacing_mm: Spacing) -> _Rings:
-    i_mm, j_mm, k_mm = spacing_mm
-    # About LINES lines cross a disc of this radius. No farther than lines were followed: a nearer one may be beyond.
-    radius_mm = min(math.sqrt(LINES * j_mm * k_mm / math.pi), LINE_REACH * i_mm)
-    reach = (math.floor(radius_mm / j_mm), math.floor(radius_mm / k_mm))
-    offsets = np.array(list(itertools.product(*(range(-r, r + 1) for r in reach))), dtype=np.intp)
-    squares = np.square(offsets * np.array([j_mm, k_mm])).sum(axis=1)
-    lengths = [float(square) for square in np.unique(squares) if square <= radius_mm**2]
-    rings = tuple((square, offsets[squares == square]) for square in lengths)
-    return _Rings(rings, math.sqrt(lengths[-1]), (0, *reach))
 
 
 @lru_cache(maxsize=32)
