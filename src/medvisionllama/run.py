@@ -23,9 +23,10 @@ from medvisionllama.data.preprocess import label_to_model_grid
 from medvisionllama.data.splits import Splits, make_splits, read_splits, write_splits
 from medvisionllama.errors import InputError
 from medvisionllama.evaluate import Target, score_volume, summarise, tolerance_of
-from medvisionllama.geometry import Array, Volume, ras_grid, to_ras
+from medvisionllama.geometry import Volume, ras_grid
 from medvisionllama.language.block import BlockIdentity, verify
 from medvisionllama.models.medvisionllama import MedVisionLlama, build
+from medvisionllama.pictures import VolumeRow, keep_pictures, reference_of, volume_rows, write_volumes
 from medvisionllama.predict import Member, Segmenter, dice_on_model_grid
 from medvisionllama.provenance import environment, parameters, stages
 from medvisionllama.run_folder import FORMAT_VERSION, RunFolder, ScoreRow, read_json, write_json, write_scores
@@ -34,8 +35,6 @@ from medvisionllama.train import Outcome, seconds_per_step, train
 T = TypeVar("T")
 # Of `--max-minutes`, what training itself gets; the rest is for validating, segmenting and scoring.
 TRAINING_SHARE = 0.85
-# Cases whose pictures are kept for the page, spread evenly from the best to the worst.
-PICTURED_CASES = 9
 
 
 class Listener(Protocol):
@@ -312,9 +311,10 @@ def predict_part(run: RunFolder, part: str, machine: Machine, *, listener: Liste
     segmenter = load_segmenter([run.path], machine)
     grids = ("native", "model") if plan.protocol == "paper" else (None,)
     scored: dict[str | None, list[ScoreRow]] = {grid: [] for grid in grids}
+    volumes: dict[str | None, list[VolumeRow]] = {grid: [] for grid in grids}
     tolerance = tolerance_of(task) if experiment.tolerance_mm is None else experiment.tolerance_mm
     for case in listener.track(_cases(task, names), f"Segmenting {part}"):
-        image, reference = case.read_image(), _reference(case, plan)
+        image, reference = case.read_image(), reference_of(case, plan)
         for grid in grids:
             if grid == "model":
                 predicted, compared = _on_model_grid(segmenter, case, image, plan)
@@ -323,14 +323,16 @@ def predict_part(run: RunFolder, part: str, machine: Machine, *, listener: Liste
             out = run.part(part, grid)
             write_label_map(predicted, out / "predictions" / f"{case.name}.nii.gz")
             scored[grid] += score_volume(predicted, compared, _targets(plan), tolerance, case.name)
+            volumes[grid] += volume_rows(predicted, compared, _targets(plan), case.name)
     summaries = {}
     for grid, rows in scored.items():
         out = run.part(part, grid)
         write_scores(out / "scores.csv", rows)
+        write_volumes(out / "volumes.csv", volumes[grid])
         summaries[grid] = summarise(rows, tolerance, grid or "native")
         write_json(out / "summary.json", summaries[grid])
         if grid != "model":
-            _keep_pictures(out, task, plan, rows)
+            keep_pictures(out, task, plan, rows)
     summary: dict[str, Any] = read_json(run.summary) if run.summary.exists() else {}
     summary[part] = _in_short(summaries[grids[0]], scored[grids[0]])
     if "model" in summaries:
@@ -393,13 +395,6 @@ def _targets(plan: Plan) -> list[Target]:
     return [Target(name, labels) for name, labels in plan.targets.items()]
 
 
-def _reference(case: Case, plan: Plan) -> Volume:
-    """The reference as it is, or with all classes merged to 1."""
-    assert case.label is not None
-    reference = read_label_map(case.label)
-    return reference.with_array((reference.array > 0).astype(np.uint8)) if plan.merged else reference
-
-
 def _on_model_grid(segmenter: Segmenter, case: Case, image: Volume, plan: Plan) -> tuple[Volume, Volume]:
     """Prediction and reference on the paper protocol's grid, as the papers must have scored."""
     assert case.label is not None
@@ -426,38 +421,6 @@ def _in_short(summary: dict[str, Any], rows: Sequence[ScoreRow]) -> dict[str, An
         "dice": {name: content["dice"]["mean"] for name, content in classes.items()},
         "cases": len({row.case for row in rows}),
     }
-
-
-def _keep_pictures(out: Path, task: Task, plan: Plan, rows: Sequence[ScoreRow]) -> None:
-    """Keep image, reference and prediction of a few cases, best to worst, as small arrays for the page."""
-    by_case: dict[str, list[float]] = {}
-    for row in rows:
-        if row.metric == "dice" and np.isfinite(row.value):
-            by_case.setdefault(row.case, []).append(row.value)
-    ordered = sorted(by_case, key=lambda name: float(np.mean(by_case[name])))
-    if not ordered:
-        return
-    chosen = {ordered[round(i)] for i in np.linspace(0, len(ordered) - 1, min(PICTURED_CASES, len(ordered)))}
-    for name in chosen:
-        case = task.case(name)
-        image = case.read_image()
-        arrays = {
-            "image": _shown(to_ras(image).array),
-            "reference": to_ras(_reference(case, plan)).array.astype(np.uint8),
-            "prediction": to_ras(read_label_map(out / "predictions" / f"{name}.nii.gz")).array.astype(np.uint8),
-            "affine": ras_grid(image.grid).affine,
-        }
-        path = out / "pictures" / f"{name}.npz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(path, allow_pickle=False, **arrays)
-
-
-def _shown(array: Array) -> Array:
-    """The first channel between its 0.5 and 99.5 percentiles as grey values 0..255."""
-    channel = array[0] if array.ndim == 4 else array
-    low, high = np.percentile(channel, (0.5, 99.5))
-    scaled: Array = np.clip((channel - low) / max(high - low, 1e-6), 0, 1)
-    return (scaled * 255).astype(np.uint8)
 
 
 def _images(source: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,11 +154,17 @@ def write_scores(path: Path, rows: Iterable[ScoreRow]) -> None:
     Raises:
         InputError: The folder cannot be written, or has no room.
     """
-    lines = [",".join(SCORE_COLUMNS)]
-    for row in rows:
-        value = "" if math.isnan(row.value) else f"{row.value:.9g}"
-        lines.append(",".join([_quote(row.case), _quote(row.class_name), row.metric, value]))
-    write_text(path, "\n".join(lines) + "\n")
+    table = [(r.case, r.class_name, r.metric, "" if math.isnan(r.value) else f"{r.value:.9g}") for r in rows]
+    write_table(path, [SCORE_COLUMNS, *table])
+
+
+def write_table(path: Path, rows: Iterable[Sequence[str]]) -> None:
+    """Write rows of texts as CSV.
+
+    Raises:
+        InputError: The folder cannot be written, or has no room.
+    """
+    write_text(path, "".join(",".join(_quote(cell) for cell in row) + "\n" for row in rows))
 
 
 def _quote(text: str) -> str:
