@@ -19,7 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
@@ -35,7 +35,11 @@ TOKENS = (64, 216, 512, 4096)
 
 @dataclass(frozen=True)
 class Speed:
-    """One number of tokens, timed. Seconds are the best of all repeats."""
+    """One number of tokens, timed. Seconds are the best of all repeats.
+
+    One thread is timed by the processor time it took, which others at work on the machine blur less; several
+    threads and GPUs by the clock.
+    """
 
     tokens: int
     forward_s: float
@@ -88,7 +92,7 @@ def benchmark_block(
         source: A name of the catalog.
         tokens: Numbers of tokens, in a batch of one.
         dtype: Number format of the weights.
-        repeats: How often each is timed; from 2,048 tokens on, a third as often.
+        repeats: How often each is timed; from 2,048 tokens on, a third as often, but three times at least.
         device: `cpu` or a CUDA device.
         threads: Threads of torch; None leaves its own choice.
         with_memory: Whether to count memory too, in fresh processes.
@@ -101,7 +105,7 @@ def benchmark_block(
     config = BlockConfig(source=source, layers=(0,), init="random", dtype=dtype)  # type: ignore[arg-type]
     block = load_block(config, offline=True).to(device)
     load_before = _load_average()
-    speed = [_time(block, n, repeats if n < 2048 else max(1, repeats // 3)) for n in tokens]
+    speed = [_time(block, n, repeats if n < 2048 else max(3, repeats // 3)) for n in tokens]
     memory: list[Memory] = []
     if with_memory:
         with TemporaryDirectory() as folder:
@@ -152,11 +156,12 @@ def _time(block: LanguageBlock, n_tokens: int, repeats: int) -> Speed:
 
 
 def _seconds(act: Callable[[], object], device: torch.device) -> float:
+    clock = process_time if device.type == "cpu" and torch.get_num_threads() == 1 else perf_counter
     _wait(device)
-    start = perf_counter()
+    start = clock()
     act()
     _wait(device)
-    return perf_counter() - start
+    return clock() - start
 
 
 def _wait(device: torch.device) -> None:
