@@ -384,6 +384,20 @@ def test_scores_are_a_plain_table(folders):
         assert next(csv.reader(file)) == ["case", "class", "metric", "value"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"tolerance_mm": -1.0}, "no length"),
+        ({"tolerance_mm": math.nan}, "no length"),
+        ({"regions": ["Anterior=1,2"]}, "Anterior is to be scored twice"),
+        ({"lesion_min_iou": 0.0}, "intersection over union"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(folders, settings, fault):
+    with pytest.raises(InputError, match=fault):
+        evaluate_folders(*folders, **settings)
+
+
 # --- lesions
 
 

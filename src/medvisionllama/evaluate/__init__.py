@@ -1,7 +1,8 @@
 """Score label maps against references: eight metrics per case and class, in millimetres, on the reference's grid.
 
-The policy behind every number (SPEC 7): both masks empty, NaN, counted as *absent*, left out of means; one empty, Dice,
-Jaccard, precision, recall and NSD 0, HD95 the image's diagonal, counted as *missed* or *false alarm*, kept in means.
+The policy behind every number: both masks empty, NaN, counted as *absent*, left out of means; one empty, Dice, Jaccard,
+precision, recall and NSD 0, HD95 the image's diagonal, counted as *missed* or *false alarm*, kept in means. All is told
+in docs/reference/metrics.md.
 """
 
 from medvisionllama.evaluate.folders import evaluate_folders, label_maps_in

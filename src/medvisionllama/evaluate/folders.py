@@ -79,6 +79,8 @@ def evaluate_folders(
     targets = targets if targets is not None else targets_of(task) if task else None
     extra = tuple(r if isinstance(r, Target) else parse_region(r, task.classes if task else None) for r in regions)
     tolerance_mm = tolerance_mm if tolerance_mm is not None else tolerance_of(task) if task else None
+    if lesion_min_iou is not None and not 0 < lesion_min_iou <= 1:
+        raise InputError("lesions match by an intersection over union", got=f"{lesion_min_iou}", expected="0 to 1")
     settings = _Settings(None if targets is None else tuple(targets), extra, tolerance_mm, resample, lesion_min_iou)
     jobs = [_Job(name, found.get(name), path, settings) for name, path in expected.items()]
     scored = _run(jobs, processes, progress)

@@ -14,7 +14,7 @@ from scipy.ndimage import find_objects
 
 from medvisionllama.data.nifti import case_name, read_label_map
 from medvisionllama.errors import InputError
-from medvisionllama.evaluate.targets import Target
+from medvisionllama.evaluate.targets import Target, check_settings
 from medvisionllama.geometry import AFFINE_TOLERANCE_MM, Grid, Volume
 from medvisionllama.metrics.boxes import box_of
 from medvisionllama.metrics.lesions import DEFAULT_MIN_IOU, lesion_scores
@@ -80,8 +80,10 @@ def score_volume(
         case: The name in the rows; it is named in errors too.
 
     Raises:
-        InputError: The grids differ (by more than 1e-3 mm), a map has four axes, or labels are no whole numbers.
+        InputError: The grids differ (by more than 1e-3 mm), a map has four axes, labels are no whole numbers, two
+            targets share a name, or the tolerance is negative.
     """
+    check_settings(targets, tolerance_mm)
     pair = _Pair.of(prediction, reference, targets, case)
     rows = []
     for target in targets:

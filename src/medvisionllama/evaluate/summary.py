@@ -15,7 +15,7 @@ Outcome = Literal["both", "missed", "false_alarms", "absent"]
 
 
 def outcome_of(scores: Mapping[str, float]) -> Outcome:
-    """What one case's eight metrics of one class say of its masks, by the policy of SPEC 7.
+    """What one case's eight metrics of one class say of its masks, by the policy of this package.
 
     ``missed``: the reference has the class, the prediction does not, so nothing is predicted falsely: specificity is
     1, or NaN where the reference leaves no background. ``false_alarms``: the other way round, so every voxel of the

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from medvisionllama.data.decathlon import Task
 from medvisionllama.errors import InputError
 
-# The Decathlon's own NSD tolerances, as remembered (SPEC 7): recorded with every result, and a setting.
+# The Decathlon's own NSD tolerances, as remembered: a setting, recorded with every result.
 TOLERANCES_MM: Mapping[str, float] = {
     "Task01_BrainTumour": 5.0,
     "Task02_Heart": 4.0,
@@ -36,6 +38,19 @@ class Target:
                 f"a target has a name and labels from 1 on, not {self.name!r} with {self.labels}",
                 mend="Background (0) is no target.",
             )
+
+
+def check_settings(targets: Sequence[Target], tolerance_mm: float | None) -> None:
+    """Refuse what would make scores mean nothing.
+
+    Raises:
+        InputError: Two targets share a name, or the tolerance is no length.
+    """
+    twice = [name for name, count in Counter(target.name for target in targets).items() if count > 1]
+    if twice:
+        raise InputError(f"{', '.join(twice)} is to be scored twice", mend="Give every region a name of its own.")
+    if tolerance_mm is not None and not 0 <= tolerance_mm < math.inf:
+        raise InputError("the NSD tolerance is no length", got=f"{tolerance_mm} mm", expected="0 mm or more")
 
 
 def targets_of(task: Task) -> tuple[Target, ...]:
