@@ -219,6 +219,23 @@ def test_shape_and_dtype_come_back(dtype: torch.dtype, checkpoint_of: Checkpoint
         assert {str(p.dtype) for p in block.parameters()} == {f"torch.{weights}"}
 
 
+@pytest.mark.gpu
+@every_family
+def test_a_gpu_computes_the_same(family_name: str, checkpoint_of: CheckpointOf) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no NVIDIA GPU")
+    block = block_of(checkpoint_of(family_name), lora_rank=2)
+    x = tokens(block.width).requires_grad_()
+    y = block(x)
+    y.square().sum().backward()
+    on_gpu = x.detach().cuda().requires_grad_()
+    z = block.cuda()(on_gpu)
+    z.square().sum().backward()
+    torch.testing.assert_close(z.cpu(), y, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(on_gpu.grad.cpu(), x.grad, atol=1e-3, rtol=1e-3)
+    assert block.base_sha256() == block.identity.sha256
+
+
 # (c) frozen
 
 
