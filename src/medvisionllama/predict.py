@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 from medvisionllama.data.dataset import PreparedCase
 from medvisionllama.data.plan import Plan
-from medvisionllama.data.preprocess import back_to_input_grid, decide, to_input_resolution, to_model_grid
+from medvisionllama.data.preprocess import (
+    back_to_input_grid,
+    decide,
+    likeliest_channel,
+    to_input_resolution,
+    to_model_grid,
+)
 from medvisionllama.geometry import Array, Volume
 from medvisionllama.sliding_window import sliding_window
 
@@ -103,10 +109,11 @@ def dice_on_model_grid(
     for case in cases:
         image = torch.from_numpy(np.array(case.image))
         probability = member_probabilities(Member(model, plan), image, device, precision)
-        found = (probability[0] > 0.5).astype(np.uint8) if plan.merged else probability.argmax(axis=0)
+        found = likeliest_channel(probability, plan)
         for channel, name in enumerate(plan.targets, start=1):
             a, b = found == channel, case.label == channel
             if voxels := int(a.sum()) + int(b.sum()):
                 by_class[name].append(2 * int((a & b).sum()) / voxels)
     means = {name: float(np.mean(values)) if values else float("nan") for name, values in by_class.items()}
-    return means | {"mean": float(np.nanmean(list(means.values())))}
+    known = [value for value in means.values() if not np.isnan(value)]
+    return means | {"mean": float(np.mean(known)) if known else float("nan")}

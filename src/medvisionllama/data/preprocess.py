@@ -114,11 +114,21 @@ def back_to_input_grid(probability_CIJK: Array, grid: Grid, plan: Plan) -> Volum
     return Volume(onto_axes_of(in_ras_order, grid).array, grid.affine)
 
 
+def likeliest_channel(probability_CIJK: Array, plan: Plan) -> Array:
+    """``(I,J,K)`` uint8: the output channel chosen for each voxel, numbered as :func:`label_to_model_grid` does.
+
+    The likeliest class; in the paper protocol 1 where the sigmoid target is above one half.
+    """
+    chosen = probability_CIJK[0] > 0.5 if plan.merged else probability_CIJK.argmax(axis=0)
+    channels: Array = chosen.astype(np.uint8)
+    return channels
+
+
 def decide(probability_CIJK: Array, plan: Plan) -> Array:
-    """Label values ``(I,J,K)`` from probabilities: the likeliest class, or the sigmoid target where above one half."""
+    """Label values ``(I,J,K)`` from probabilities: the task's own, or 1 for the merged foreground."""
+    channels = likeliest_channel(probability_CIJK, plan)
     if plan.merged:
-        foreground: Array = (probability_CIJK[0] > 0.5).astype(np.uint8)
-        return foreground
+        return channels
     values = np.array([0, *plan.classes])
-    label_map: Array = values.astype(np.min_scalar_type(values.max()))[probability_CIJK.argmax(axis=0)]
+    label_map: Array = values.astype(np.min_scalar_type(values.max()))[channels]
     return label_map
