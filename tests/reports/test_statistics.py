@@ -116,8 +116,9 @@ def test_summary_of_one_and_of_none():
     assert math.isnan(summary_of([]).mean)
 
 
-def test_the_interval_is_scipys_and_stays():
-    values = np.random.default_rng(3).gamma(2.0, size=60)
+@pytest.mark.parametrize("cases", [60, 600])
+def test_the_interval_is_scipys_and_stays(cases):
+    values = np.random.default_rng(3).gamma(2.0, size=cases)
     low, high = bootstrap_interval(values)
     theirs = stats.bootstrap(
         (values,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(1)

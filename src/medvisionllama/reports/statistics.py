@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ Values = Sequence[float] | NDArray[np.float64]
 BOOTSTRAP_SEED = 0
 BOOTSTRAP_SAMPLES = 10_000
 CONFIDENCE = 0.95
+_REMEMBERED_CASES = 500  # 40 MB
 
 
 @dataclass(frozen=True)
@@ -53,16 +55,27 @@ def summary_of(values: Values) -> Summary:
 
 def bootstrap_interval(values: NDArray[np.float64], confidence: float = CONFIDENCE) -> tuple[float, float]:
     """The percentile bootstrap interval of the mean (Efron 1979), seeded; values are one per case, without NaN."""
-    generator = np.random.default_rng(BOOTSTRAP_SEED)
-    means = np.empty(BOOTSTRAP_SAMPLES)
-    at_once = max(1, 1_000_000 // len(values))  # bounds the memory for thousands of cases
-    for start in range(0, BOOTSTRAP_SAMPLES, at_once):
-        count = min(at_once, BOOTSTRAP_SAMPLES - start)
-        drawn = generator.integers(0, len(values), (count, len(values)))
-        means[start : start + count] = values[drawn].mean(axis=1)
+    if len(values) <= _REMEMBERED_CASES:
+        means = _remembered_weights(len(values)) @ values
+    else:
+        generator = np.random.default_rng(BOOTSTRAP_SEED)
+        weights = (_weights(generator, 100, len(values)) for _ in range(BOOTSTRAP_SAMPLES // 100))
+        means = np.concatenate([some @ values for some in weights])
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, (tail, 1 - tail))
     return float(low), float(high)
+
+
+@lru_cache(maxsize=2)  # a table asks for the same number of cases again and again
+def _remembered_weights(cases: int) -> NDArray[np.float64]:
+    return _weights(np.random.default_rng(BOOTSTRAP_SEED), BOOTSTRAP_SAMPLES, cases)
+
+
+def _weights(generator: np.random.Generator, samples: int, cases: int) -> NDArray[np.float64]:
+    """``(samples,cases)``: how often every case was drawn into a sample, over their number."""
+    drawn = generator.integers(0, cases, (samples, cases)) + np.arange(samples)[:, None] * cases
+    weights: NDArray[np.float64] = np.bincount(drawn.ravel(), minlength=samples * cases).reshape(samples, cases) / cases
+    return weights
 
 
 @dataclass(frozen=True)
