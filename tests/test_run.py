@@ -55,7 +55,8 @@ def test_a_run_leaves_what_the_contract_names(trained: Path) -> None:
     assert 0 <= summary["validation"]["dice_mean"] <= 1
     log = RunFolder(trained).read_log()
     assert [entry["step"] for entry in log] == [10, 20]
-    assert all({"step", "seconds", "loss", "validation_dice"} <= entry.keys() for entry in log)
+    assert all({"step", "seconds", "loss", "validation_dice", "block_norms"} <= entry.keys() for entry in log)
+    assert all(entry["block_norms"]["entering"] > 0 < entry["block_norms"]["leaving"] for entry in log)
     rows = read_scores(trained / "validation" / "scores.csv")
     validated = json.loads((trained / "splits.json").read_text())["folds"][0]
     assert {row.case for row in rows} == set(validated)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -25,6 +25,8 @@ from medvisionllama.errors import InputError
 from medvisionllama.evaluate import Target, score_volume, summarise, tolerance_of
 from medvisionllama.geometry import Volume, ras_grid
 from medvisionllama.language.block import BlockIdentity, verify
+from medvisionllama.language.fetch import fetch_block
+from medvisionllama.language.norms import NormWatch
 from medvisionllama.models.medvisionllama import MedVisionLlama, build
 from medvisionllama.pictures import VolumeRow, keep_pictures, reference_of, volume_rows, write_volumes
 from medvisionllama.predict import Member, Segmenter, dice_on_model_grid
@@ -48,6 +50,10 @@ class Listener(Protocol):
         """One log entry of a training of ``steps`` steps."""
         ...
 
+    def bytes(self, what: str, arrived: int, total: int) -> None:
+        """How much of a download has arrived."""
+        ...
+
     def note(self, text: str) -> None:
         """One line worth telling."""
         ...
@@ -61,6 +67,9 @@ class Silent:
         return items
 
     def training(self, entry: dict[str, Any], steps: int) -> None:
+        """Nothing."""
+
+    def bytes(self, what: str, arrived: int, total: int) -> None:
         """Nothing."""
 
     def note(self, text: str) -> None:
@@ -148,9 +157,11 @@ def train_run(
     experiment = setup.experiment.lasting(len(training))
     seed, recipe = experiment.seed, experiment.recipe
     batches = BatchSource(prepared, plan.window, recipe.batch_size, recipe.foreground_share, seed)
+    _fetch_block(experiment, machine, listener)
     model = build(experiment.model, seed=seed, cache=machine.cache, offline=machine.offline)
     identity = model.block.identity if model.block is not None else None
     model.to(machine.device)
+    watch = NormWatch(model.block) if model.block is not None else None
     if not resume:
         if max_minutes is not None:
             pace = seconds_per_step(model, batches, recipe, machine.device)
@@ -171,10 +182,13 @@ def train_run(
         left_out=model.left_out_of_files(),
         notes={"format": FORMAT_VERSION, "block": identity.to_dict() if identity else None},
         validate=lambda m: dice_on_model_grid(m, plan, to_validate, machine.device, _precision(experiment)),
+        observe=lambda: _norms(watch),
         report=lambda entry: listener.training(entry, recipe.steps),
         resume=resume and run.checkpoint.exists(),
         checkpoint_seconds=machine.checkpoint_seconds,
     )
+    if watch is not None:
+        watch.close()
     if model.block is not None and identity is not None and not model.block.trained:
         verify(model.block, identity)  # frozen means frozen: bit-identical after training
     counts = {"training": len(training), "validation": len(validation), "test": len(setup.splits.test)}
@@ -443,6 +457,26 @@ def _images(source: Path) -> list[Path]:
 
 def _read_image(path: Path) -> Volume:
     return read_series(path) if path.is_dir() else read_volume(path)
+
+
+def _fetch_block(experiment: Experiment, machine: Machine, listener: Listener) -> None:
+    """Bring the language block here with progress, where it is not; random blocks of known models need no file."""
+    block = experiment.model.middle.block
+    if experiment.model.middle.kind in ("language", "trained") and block.init != "random":
+        fetch_block(
+            block.source,
+            block.layers,
+            cache=machine.cache,
+            revision=block.revision,
+            offline=machine.offline,
+            progress=listener.bytes,
+        )
+
+
+def _norms(watch: NormWatch | None) -> dict[str, Any]:
+    """Mean length of the tokens that enter and leave the block: a mismatch explains a block that does nothing."""
+    norms = watch.read() if watch is not None else None
+    return {"block_norms": asdict(norms)} if norms is not None else {}
 
 
 def _summary(

@@ -142,6 +142,7 @@ def train(
     left_out: set[str],
     notes: dict[str, Any],
     validate: Validate | None = None,
+    observe: Callable[[], dict[str, Any]] = dict,
     report: Report = lambda entry: None,
     resume: bool = False,
     checkpoint_seconds: float = 30.0,
@@ -159,6 +160,7 @@ def train(
         left_out: Names of ``state_dict`` that no file holds (the frozen block's).
         notes: Written into ``model.safetensors`` (which block belongs to it).
         validate: Model to Dice by class and their ``mean``, over whole volumes; the best mean's weights are kept.
+        observe: What else a log entry says of the step just made.
         report: Told every log entry.
         resume: Go on from the checkpoint.
         checkpoint_seconds: At least this long between checkpoints.
@@ -186,7 +188,7 @@ def train(
         done = step + 1
         entry: dict[str, Any] = {"step": done, "seconds": round(time.perf_counter() - started, 3)}
         if done % LOG_EVERY_STEPS == 0 or done == recipe.steps or done in validations:
-            entry |= {"loss": sum(losses) / len(losses), "learning_rate": recipe.rate(step)}
+            entry |= {"loss": sum(losses) / len(losses), "learning_rate": recipe.rate(step)} | observe()
             losses = []
             if done in validations and validate is not None:
                 dice = validate(model)

@@ -141,10 +141,10 @@ def test_identity_is_the_same_stage_without_the_block() -> None:
 
 def test_trained_trains_the_whole_block() -> None:
     config = replace(named("medvisionllama"), **TINY)
-    middle = replace(config.middle, kind="trained", block=BlockConfig(init="random"))
-    model = build(replace(config, middle=middle))
+    model = build(replace(config, middle=replace(config.middle, kind="trained")))
     assert model.block is not None
     assert all(p.requires_grad for p in model.block.parameters())
+    assert model.block.identity.init == "random", "from scratch"
     assert model.left_out_of_files() == set()
 
 
