@@ -527,7 +527,8 @@ def _machine(options: argparse.Namespace) -> Machine:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    return Machine(choose_device(options.device), options.cache or default_cache(), options.offline)
+    cache = options.cache or default_cache()
+    return Machine(choose_device(options.device), cache, options.cache, options.offline)
 
 
 def _teller(title: str = "") -> Teller:

@@ -82,19 +82,21 @@ class Machine:
 
     Attributes:
         device: What trains and segments.
-        cache: Where prepared cases and fetched blocks lie.
+        cache: Where prepared cases lie.
+        block_cache: Where fetched blocks lie; None for where `blocks fetch` puts them.
         offline: Never ask a hub.
         checkpoint_seconds: At least this long between a training's checkpoints.
     """
 
     device: torch.device
     cache: Path
+    block_cache: Path | None = None
     offline: bool = False
     checkpoint_seconds: float = 30.0
 
 
 def default_cache() -> Path:
-    """Where prepared cases and fetched blocks lie unless said otherwise."""
+    """Where prepared cases lie unless said otherwise."""
     return Path.home() / ".cache" / "medvisionllama"
 
 
@@ -158,7 +160,7 @@ def train_run(
     seed, recipe = experiment.seed, experiment.recipe
     batches = BatchSource(prepared, plan.window, recipe.batch_size, recipe.foreground_share, seed)
     _fetch_block(experiment, machine, listener)
-    model = build(experiment.model, seed=seed, cache=machine.cache, offline=machine.offline)
+    model = build(experiment.model, seed=seed, cache=machine.block_cache, offline=machine.offline)
     identity = model.block.identity if model.block is not None else None
     model.to(machine.device)
     watch = NormWatch(model.block) if model.block is not None else None
@@ -266,7 +268,7 @@ def load(*runs: Path | str, device: str = "auto", cache: Path | None = None, off
     Raises:
         InputError: A folder holds no finished run, or its language block cannot be found or is another.
     """
-    machine = Machine(choose_device(device), cache or default_cache(), offline)
+    machine = Machine(choose_device(device), cache or default_cache(), cache, offline)
     return Loaded(load_segmenter([Path(run) for run in runs], machine))
 
 
@@ -284,7 +286,7 @@ def load_member(folder: Path, machine: Machine) -> Member:
             mend=f"Finish it with `medvisionllama train {experiment.dataset} --run {folder} --resume`.",
         )
     tensors, notes = load_tensors(run.model)
-    model = build(experiment.model, seed=experiment.seed, cache=machine.cache, offline=machine.offline)
+    model = build(experiment.model, seed=experiment.seed, cache=machine.block_cache, offline=machine.offline)
     if model.block is not None:
         verify(model.block, BlockIdentity.from_dict(notes["block"]))
     put_model_tensors(model, tensors, model.left_out_of_files())
@@ -466,7 +468,7 @@ def _fetch_block(experiment: Experiment, machine: Machine, listener: Listener) -
         fetch_block(
             block.source,
             block.layers,
-            cache=machine.cache,
+            cache=machine.block_cache,
             revision=block.revision,
             offline=machine.offline,
             progress=listener.bytes,
