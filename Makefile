@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-all lint format benchmark clean
+.PHONY: setup demo test test-all lint format clean
 
 setup: $(READY)
 
