@@ -75,8 +75,9 @@ def joint_histogram(prediction: NDArray[np.integer], reference: NDArray[np.integ
     """
     histogram = np.zeros(labels * labels, dtype=np.int64)
     p, r = prediction.reshape(-1), reference.reshape(-1)
+    small = np.min_scalar_type(histogram.size)
     for start in range(0, p.size, _CHUNK):
-        pairs = p[start : start + _CHUNK].astype(np.intp)
+        pairs = p[start : start + _CHUNK].astype(small)
         pairs *= labels
         pairs += r[start : start + _CHUNK]
         histogram += np.bincount(pairs, minlength=histogram.size)

@@ -42,6 +42,7 @@ TREE_COSTS = (100, 1000)
 LINES = 1024
 LINE_STEPS = (1, 2, 4, 8, 16)
 LINE_REACH = sum(LINE_STEPS)  # any distance up to here is a sum of some of them
+CACHE_BYTES = 1 << 18  # what is passed over several times is cut into blocks of this size
 # A mask this much smaller than its box is split at its gaps first: stray voxels would blow up the box.
 SPARSE_FILL = 0.02
 SPARSE_VOXELS = 1 << 18
@@ -223,16 +224,22 @@ def _surface(mask: Mask, pieces: list[Box], low: list[int], shape: Shape, areas:
     """The surface of a mask that lies in ``pieces``, in the box of ``shape`` that begins at ``low``."""
     edge_voxels, elements, element_areas = [], [], []
     for box in pieces:
-        padded = _padded(mask[box])
-        codes = _corner_codes(padded)
-        # 0 and 255 are all background and all foreground; adding 1 wraps the one around to 0 and makes the other 1.
-        mixed = np.flatnonzero(codes + np.uint8(1) > 1)
-        element_areas.append(areas[codes[mixed]])
+        inner = mask[box]
         corner = [s.start - origin for s, origin in zip(box, low, strict=True)]
-        elements.append(_moved(mixed, padded.shape, shape, corner))
-        # A padded voxel lies one step on from the unpadded one, a corner at its voxel's lower end.
-        edges = np.flatnonzero(_edge_voxels(padded))
-        edge_voxels.append(_moved(edges, padded.shape, shape, [c - 1 for c in corner]))
+        planes = max(1, CACHE_BYTES // inner[0].size)
+        for first in range(0, len(inner), planes):
+            padded = _padded(inner, first, first + planes)
+            start = (corner[0] + first, corner[1], corner[2])
+            codes = _corner_codes(padded)
+            if first + planes < len(inner):  # the last corners are the next block's first
+                codes = codes[: planes * padded[0].size]
+            # 0 and 255 are all background and all foreground; adding 1 wraps one around to 0 and makes the other 1.
+            mixed = np.flatnonzero(codes + np.uint8(1) > 1)
+            element_areas.append(areas[codes[mixed]])
+            elements.append(_moved(mixed, padded.shape, shape, start))
+            # A padded voxel lies one step on from the unpadded one, a corner at its voxel's lower end.
+            edges = np.flatnonzero(_edge_voxels(padded))
+            edge_voxels.append(_moved(edges, padded.shape, shape, (start[0] - 1, start[1] - 1, start[2] - 1)))
     return _Surface(np.concatenate(edge_voxels), np.concatenate(elements), np.concatenate(element_areas))
 
 
@@ -245,27 +252,31 @@ def _moved(points: Points, shape: tuple[int, ...], into: tuple[int, ...], corner
     return moved
 
 
-def _padded(mask: Mask) -> NDArray[np.uint8]:
-    """With one voxel of background all around (np.pad takes several times as long)."""
-    i, j, k = mask.shape
+def _padded(mask: Mask, first: int, end: int) -> NDArray[np.uint8]:
+    """Planes ``first`` to ``end`` of a mask with what lies around them: one voxel more on every side, or background."""
+    i, j, k = mask[first:end].shape
     padded = np.zeros((i + 2, j + 2, k + 2), dtype=np.uint8)
-    padded[1:-1, 1:-1, 1:-1] = mask
+    around = mask[max(first - 1, 0) : end + 1]
+    before = 1 if first == 0 else 0
+    padded[before : before + len(around), 1:-1, 1:-1] = around
     return padded
 
 
 def _edge_voxels(padded: NDArray[np.uint8]) -> Mask:
-    """Flattened: foreground voxels with a background neighbour across a face.
+    """Flattened: foreground voxels with a background neighbour across a face, without the first and last plane.
 
     The border of zeros lets a neighbour be a fixed step away in the flattened box: past the end of a row comes the
     border of the next.
     """
     flat = padded.reshape(-1)
+    i, j, k = _flat_steps(padded.shape)
+    inside = flat[: -2 * i] & flat[2 * i :]
+    for step in (j, k):
+        inside &= flat[i - step : -i - step]
+        inside &= flat[i + step : flat.size - i + step]
     edges = np.zeros(flat.size, dtype=np.bool_)
-    inside = np.ones(flat.size, dtype=np.uint8)
-    for step in _flat_steps(padded.shape):
-        inside[step:-step] &= flat[: -2 * step]
-        inside[step:-step] &= flat[2 * step :]
-    return np.greater(flat, inside, out=edges)
+    np.greater(flat[i:-i], inside, out=edges[i:-i])
+    return edges
 
 
 def _corner_codes(padded: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -274,9 +285,11 @@ def _corner_codes(padded: NDArray[np.uint8]) -> NDArray[np.uint8]:
     Meaningless, but 0, where the corner lies outside the box.
     """
     codes = padded.reshape(-1).copy()
+    further = np.empty_like(codes)
     i, j, k = _flat_steps(padded.shape)
     for step, bits in ((k, 1), (j, 2), (i, 4)):
-        codes[:-step] |= codes[step:] << np.uint8(bits)
+        np.left_shift(codes[step:], np.uint8(bits), out=further[step:])
+        codes[:-step] |= further[step:]
     return codes
 
 
@@ -329,7 +342,7 @@ def _ring_distances_mm(
 ) -> NDArray[np.float64]:
     """As :meth:`_Surfaces.distances_mm`, but inf wherever the rings do not reach."""
     padded = rings.padded(shape)
-    steps = _steps_along_lines(_moved(others, shape, padded, (0, *rings.pad)), padded, rings, limit_mm)
+    steps = _steps_along_lines(others, shape, rings, limit_mm).reshape(-1)
     squares = np.square(np.arange(256) * rings.i_mm)
     squares[LINE_REACH + 1 :] = math.inf
     squares_mm2 = np.empty(len(points))
@@ -354,21 +367,35 @@ def _ring_distances_mm(
 
 
 def _steps_along_lines(others: Points, shape: Shape, rings: _Rings, limit_mm: float) -> NDArray[np.uint8]:
-    """For every voxel of a flattened box, the steps to the nearest of ``others`` along the first axis.
+    """For every voxel of a box, the steps to the nearest of ``others`` along the first axis; then padded for ``rings``.
 
     More than :data:`LINE_REACH` where there is none within that reach or within ``limit_mm``.
     """
-    steps = np.full(shape, 2 * LINE_REACH, dtype=np.uint8)
+    nowhere = np.uint8(2 * LINE_REACH)
+    steps = np.full(shape, nowhere)
     steps.reshape(-1)[others] = 0
+    padded = np.full(rings.padded(shape), nowhere)
+    j_pad, k_pad = rings.pad
+    rows = max(1, CACHE_BYTES // (shape[0] * shape[2]))
+    for j in range(0, shape[1], rows):
+        block = steps[:, j : j + rows].copy()
+        if not block.all():
+            _follow_lines(block, limit_mm / rings.i_mm)
+            padded[:, j_pad + j : j_pad + j + block.shape[1], k_pad : k_pad + shape[2]] = block
+    return padded
+
+
+def _follow_lines(steps: NDArray[np.uint8], limit: float) -> None:
+    """Turn an array that is 0 at points into the steps to the nearest along the first axis, at least to ``limit``."""
+    farther = np.empty_like(steps)
     reached = 0
     for step in LINE_STEPS:
-        if reached * rings.i_mm > limit_mm:
+        if reached > limit:
             break
-        farther = steps + np.uint8(step)
+        np.add(steps, np.uint8(step), out=farther)
         np.minimum(steps[step:], farther[:-step], out=steps[step:])
         np.minimum(steps[:-step], farther[step:], out=steps[:-step])
         reached += step
-    return steps.reshape(-1)
 
 
 @lru_cache(maxsize=32)
