@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from medvisionllama.metrics import surface
-from medvisionllama.metrics.surface import SurfaceScores, element_areas_mm2, surface_scores
+from medvisionllama.metrics import nearest, surface
+from medvisionllama.metrics.elements import element_areas_mm2
+from medvisionllama.metrics.surface import SurfaceScores, surface_scores
 
 SPACINGS = [(1.0, 1.0, 1.0), (0.7, 1.3, 2.5), (3.0, 0.5, 0.5), (0.78125, 0.78125, 6.5)]
 SHAPES = st.tuples(*(st.integers(1, 6),) * 3)
@@ -205,7 +206,7 @@ def test_rings_and_tree_give_the_same_distances(monkeypatch, spacing, gap):
     b[39, 35, 69] = True
     found = []
     for tree_costs in ((0, 0), (10**9, 10**9)):
-        monkeypatch.setattr(surface, "TREE_COSTS", tree_costs)
+        monkeypatch.setattr(nearest, "TREE_COSTS", tree_costs)
         pair = surface._Surfaces.of(a, b, spacing)
         for one, other in itertools.permutations((pair.prediction, pair.reference)):
             found.append(pair.distances_mm(one.elements, other.elements))

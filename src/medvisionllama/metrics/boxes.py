@@ -1,14 +1,19 @@
-"""Where in an array something is."""
+"""Where in an array something is, and the same places in a larger array."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+Shape = tuple[int, int, int]
+Spacing = tuple[float, float, float]
+Points = NDArray[np.intp]
 Box = tuple[slice, slice, slice]
 Planes = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]
+CACHE_BYTES = 1 << 18  # what is passed over several times is cut into blocks of this size
 _NOWHERE = np.zeros(0, dtype=np.intp)
 
 
@@ -38,3 +43,12 @@ def box_of(array: NDArray[Any]) -> Box | None:
 
 def _from_to(indices: NDArray[np.intp]) -> slice:
     return slice(int(indices[0]), int(indices[-1]) + 1)
+
+
+def moved_into(points: Points, shape: tuple[int, ...], into: tuple[int, ...], corner: Sequence[int]) -> Points:
+    """Flat indices in a box of ``shape`` as those in a box of shape ``into``, where it begins at ``corner``."""
+    i, j, k = corner
+    rows, planes = points // shape[2], points // (shape[1] * shape[2])
+    moved = points + rows * (into[2] - shape[2])
+    moved += planes * ((into[1] - shape[1]) * into[2]) + ((i * into[1] + j) * into[2] + k)
+    return moved

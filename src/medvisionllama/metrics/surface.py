@@ -8,41 +8,26 @@ A mask has two kinds of surface here, as the two metrics are defined on differen
 
 Outside the image everything is background, so an object at the border has a surface there.
 
-Distances are exact and asked for at surface points alone. Along one axis, the distance to the other surface is made for
-every voxel of the box at once; across the other two it is looked up in rings of growing distance, until no farther ring
-can matter: HD95 needs no distance beyond its percentile, NSD none beyond its tolerance. Whatever lies farther off, and
-boxes with little in them, are left to a k-d tree.
+HD95 needs no distance beyond its percentile and NSD none beyond its tolerance, which is what makes them quick.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import label
-from scipy.spatial import KDTree
 
-from medvisionllama.metrics.boxes import Box, occupied_planes
+from medvisionllama.metrics.boxes import CACHE_BYTES, Box, Points, Shape, Spacing, moved_into, occupied_planes
+from medvisionllama.metrics.elements import element_areas_mm2
+from medvisionllama.metrics.nearest import distances_mm
 
 Mask = NDArray[np.bool_]
-Points = NDArray[np.intp]
-Spacing = tuple[float, float, float]
-Shape = tuple[int, int, int]
 
 # A surface exactly on the tolerance counts as within it, whatever the last bit of the spacing says.
 TOLERANCE_SLACK = 1e-6
-# What a k-d tree costs in voxels of a box to be filled: to build for each point in it, to ask for each point.
-TREE_COSTS = (100, 1000)
-# About so many lines are looked up around a point before a tree is cheaper; each is followed by steps of these sizes.
-LINES = 1024
-LINE_STEPS = (1, 2, 4, 8, 16)
-LINE_REACH = sum(LINE_STEPS)  # any distance up to here is a sum of some of them
-CACHE_BYTES = 1 << 18  # what is passed over several times is cut into blocks of this size
 # A mask this much smaller than its box is split at its gaps first: stray voxels would blow up the box.
 SPARSE_FILL = 0.02
 SPARSE_VOXELS = 1 << 18
@@ -195,29 +180,8 @@ class _Surfaces:
     def distances_mm(
         self, points: Points, others: Points, limit_mm: float = math.inf, enough: int | None = None
     ) -> NDArray[np.float64]:
-        """From each of ``points`` to the nearest of ``others``; inf where that was not needed.
-
-        Not needed are distances beyond ``limit_mm``, and all but the ``enough`` smallest.
-        """
-        wanted = len(points) if enough is None else enough
-        rings = _rings(self.spacing_mm)
-        if math.prod(rings.padded(self.shape)) > TREE_COSTS[0] * len(others) + TREE_COSTS[1] * len(points):
-            distances, reached_mm = np.full(len(points), math.inf), -math.inf
-        else:
-            distances = _ring_distances_mm(points, others, self.shape, rings, limit_mm, wanted)
-            reached_mm = rings.reach_mm
-        left = np.flatnonzero(np.isinf(distances))
-        if len(points) - len(left) < wanted and reached_mm < limit_mm:
-            tree = KDTree(self._positions_mm(others), leafsize=32)
-            beyond = 1.001 * limit_mm + min(self.spacing_mm) / 2  # the tree leaves its bound out
-            distances[left], _ = tree.query(self._positions_mm(points[left]), distance_upper_bound=beyond)
-        return distances
-
-    def _positions_mm(self, points: Points) -> NDArray[np.float64]:
-        """``(n,3)``, up to a common shift."""
-        positions = np.stack(np.unravel_index(points, self.shape), axis=1).astype(np.float64)
-        positions *= self.spacing_mm
-        return positions
+        """:func:`~medvisionllama.metrics.nearest.distances_mm` in this box."""
+        return distances_mm(points, others, self.shape, self.spacing_mm, limit_mm, enough)
 
 
 def _surface(mask: Mask, pieces: list[Box], low: list[int], shape: Shape, areas: NDArray[np.float64]) -> _Surface:
@@ -236,20 +200,11 @@ def _surface(mask: Mask, pieces: list[Box], low: list[int], shape: Shape, areas:
             # 0 and 255 are all background and all foreground; adding 1 wraps one around to 0 and makes the other 1.
             mixed = np.flatnonzero(codes + np.uint8(1) > 1)
             element_areas.append(areas[codes[mixed]])
-            elements.append(_moved(mixed, padded.shape, shape, start))
+            elements.append(moved_into(mixed, padded.shape, shape, start))
             # A padded voxel lies one step on from the unpadded one, a corner at its voxel's lower end.
             edges = np.flatnonzero(_edge_voxels(padded))
-            edge_voxels.append(_moved(edges, padded.shape, shape, (start[0] - 1, start[1] - 1, start[2] - 1)))
+            edge_voxels.append(moved_into(edges, padded.shape, shape, (start[0] - 1, start[1] - 1, start[2] - 1)))
     return _Surface(np.concatenate(edge_voxels), np.concatenate(elements), np.concatenate(element_areas))
-
-
-def _moved(points: Points, shape: tuple[int, ...], into: tuple[int, ...], corner: Sequence[int]) -> Points:
-    """Flat indices in a box of ``shape`` as those in a box of shape ``into``, where it begins at ``corner``."""
-    i, j, k = corner
-    rows, planes = points // shape[2], points // (shape[1] * shape[2])
-    moved = points + rows * (into[2] - shape[2])
-    moved += planes * ((into[1] - shape[1]) * into[2]) + ((i * into[1] + j) * into[2] + k)
-    return moved
 
 
 def _padded(mask: Mask, first: int, end: int) -> NDArray[np.uint8]:
@@ -296,159 +251,3 @@ def _corner_codes(padded: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _flat_steps(shape: tuple[int, ...]) -> tuple[int, int, int]:
     """How far the next voxel along I, J and K lies in a flattened box."""
     return (shape[1] * shape[2], shape[2], 1)
-
-
-@dataclass(frozen=True)
-class _Rings:
-    """Steps across the lines along J and K, nearest first, those of one length together.
-
-    Attributes:
-        i_mm: Distance of two voxels on a line.
-        rings: The square of the length in mm², and ``(n,2)`` steps.
-        reach_mm: Up to where they are complete.
-        pad: The largest step along J and along K.
-    """
-
-    i_mm: float
-    rings: tuple[tuple[float, Points], ...]
-    reach_mm: float
-    pad: tuple[int, int]
-
-    def padded(self, shape: Shape) -> Shape:
-        """A box of ``shape`` with room for all steps around every point of it."""
-        return (shape[0], shape[1] + 2 * self.pad[0], shape[2] + 2 * self.pad[1])
-
-    def flat(self, shape: Shape) -> Iterator[tuple[float, list[int]]]:
-        """Every ring's square, and its steps in a flattened array of ``shape`` from the corner of the padding on."""
-        for square_mm2, steps in self.rings:
-            yield square_mm2, ((steps + self.pad) @ np.array([shape[2], 1])).tolist()
-
-
-@lru_cache(maxsize=32)
-def _rings(spacing_mm: Spacing) -> _Rings:
-    i_mm, j_mm, k_mm = spacing_mm
-    # About LINES lines cross a disc of this radius. No farther than lines are followed: a nearer point may be beyond.
-    radius_mm = min(math.sqrt(LINES * j_mm * k_mm / math.pi), LINE_REACH * i_mm)
-    pad = (math.floor(radius_mm / j_mm), math.floor(radius_mm / k_mm))
-    steps = np.array(list(itertools.product(*(range(-p, p + 1) for p in pad))), dtype=np.intp)
-    squares = np.square(steps * np.array([j_mm, k_mm])).sum(axis=1)
-    lengths = [float(square) for square in np.unique(squares) if square <= radius_mm**2]
-    rings = tuple((square, steps[squares == square]) for square in lengths)
-    return _Rings(i_mm, rings, math.sqrt(lengths[-1]), pad)
-
-
-def _ring_distances_mm(
-    points: Points, others: Points, shape: Shape, rings: _Rings, limit_mm: float, enough: int
-) -> NDArray[np.float64]:
-    """As :meth:`_Surfaces.distances_mm`, but inf wherever the rings do not reach."""
-    padded = rings.padded(shape)
-    steps = _steps_along_lines(others, shape, rings, limit_mm).reshape(-1)
-    squares = np.square(np.arange(256) * rings.i_mm)
-    squares[LINE_REACH + 1 :] = math.inf
-    squares_mm2 = np.empty(len(points))
-    # Points stand at the corner of their own padding, which the rings' steps start from.
-    left, at, best = np.arange(len(points)), _moved(points, shape, padded, (0, 0, 0)), np.full(len(points), math.inf)
-    for across, offsets in rings.flat(padded):
-        open_ = best > across  # the others are settled: no line from here on is nearer
-        count = int(np.count_nonzero(open_))
-        if len(points) - count >= enough or across > limit_mm**2:
-            break
-        if count < 7 / 8 * len(left):
-            squares_mm2[left] = best
-            kept = np.flatnonzero(open_)
-            left, at, best = left.take(kept), at.take(kept), best.take(kept)
-        # Shifting the array is cheaper than shifting every index; "wrap" spares a look at the bounds, which hold.
-        fewest = steps[offsets[0] :].take(at, mode="wrap")
-        for offset in offsets[1:]:
-            np.minimum(fewest, steps[offset:].take(at, mode="wrap"), out=fewest)
-        np.minimum(best, squares.take(fewest) + across, out=best)
-    squares_mm2[left] = np.where(best > across, math.inf, best)
-    return np.sqrt(squares_mm2)
-
-
-def _steps_along_lines(others: Points, shape: Shape, rings: _Rings, limit_mm: float) -> NDArray[np.uint8]:
-    """For every voxel of a box, the steps to the nearest of ``others`` along the first axis; then padded for ``rings``.
-
-    More than :data:`LINE_REACH` where there is none within that reach or within ``limit_mm``.
-    """
-    nowhere = np.uint8(2 * LINE_REACH)
-    steps = np.full(shape, nowhere)
-    steps.reshape(-1)[others] = 0
-    padded = np.full(rings.padded(shape), nowhere)
-    j_pad, k_pad = rings.pad
-    rows = max(1, CACHE_BYTES // (shape[0] * shape[2]))
-    for j in range(0, shape[1], rows):
-        block = steps[:, j : j + rows].copy()
-        if not block.all():
-            _follow_lines(block, limit_mm / rings.i_mm)
-            padded[:, j_pad + j : j_pad + j + block.shape[1], k_pad : k_pad + shape[2]] = block
-    return padded
-
-
-def _follow_lines(steps: NDArray[np.uint8], limit: float) -> None:
-    """Turn an array that is 0 at points into the steps to the nearest along the first axis, at least to ``limit``."""
-    farther = np.empty_like(steps)
-    reached = 0
-    for step in LINE_STEPS:
-        if reached > limit:
-            break
-        np.add(steps, np.uint8(step), out=farther)
-        np.minimum(steps[step:], farther[:-step], out=steps[step:])
-        np.minimum(steps[:-step], farther[step:], out=steps[:-step])
-        reached += step
-
-
-@lru_cache(maxsize=32)
-def element_areas_mm2(spacing_mm: Spacing) -> NDArray[np.float64]:
-    """``(256,)``: the area of the surface through a voxel corner, by the code of its eight neighbours.
-
-    The surface of marching cubes through the mid-points of the cube's edges (Lorensen and Cline 1987; the choice at
-    ambiguous faces is theirs: corners of the rarer kind stay apart unless they share an edge). So the area is a sum
-    over groups of such corners joined by edges, and there are only six shapes of group.
-    """
-    i_mm, j_mm, k_mm = spacing_mm
-    codes, normals = _patches()
-    patches_mm2 = np.linalg.norm(normals * np.array([j_mm * k_mm, i_mm * k_mm, i_mm * j_mm]), axis=1)
-    areas: NDArray[np.float64] = np.bincount(codes, patches_mm2, minlength=256).astype(np.float64)
-    areas.setflags(write=False)
-    return areas
-
-
-@lru_cache(maxsize=1)
-def _patches() -> tuple[Points, NDArray[np.float64]]:
-    """Every planar patch of all 256 surfaces: its code, and its area vector for a unit cube, ``(patches,3)``."""
-    codes: list[int] = []
-    normals = []
-    for code in range(256):
-        corners = np.array([code >> bit & 1 for bit in range(8)], dtype=np.bool_).reshape(2, 2, 2)
-        groups, count = label(corners if corners.sum() <= 4 else ~corners)
-        for group in range(1, count + 1):
-            normals.append(_patch_normals(np.argwhere(groups == group)))
-            codes += [code] * len(normals[-1])
-    return np.array(codes), np.concatenate(normals)
-
-
-def _patch_normals(corners: Points) -> NDArray[np.float64]:
-    """``(patches,3)``: area vectors (absolute, for a unit cube) of the planar patches that cut ``corners`` off.
-
-    Args:
-        corners: ``(n,3)`` of 0 and 1, n from 1 to 4, joined by edges of the cube.
-    """
-    unit = np.eye(3)
-    steps = [np.flatnonzero(a != b) for a, b in itertools.combinations(corners, 2)]
-    along = [int(step[0]) for step in steps if len(step) == 1]  # the axis of each edge within the group
-    if len(corners) == 1:  # a triangle
-        return np.full((1, 3), 1 / 8)
-    if len(corners) == 2:  # a rectangle along the edge
-        return np.array([(1 - unit[along[0]]) / 2])
-    if len(corners) == 3:  # a triangle beside the two edges, a trapezium across
-        return np.array([unit[3 - sum(along)] / 2, np.full(3, 3 / 8)])
-    if len(along) == 4:  # a face: a rectangle half-way
-        return unit[[3 - sum(set(along))]]
-    neighbours = np.abs(corners[:, None] - corners).sum(axis=2) == 1
-    if neighbours.sum(axis=1).max() == 3:  # a corner and its three neighbours: a hexagon
-        return np.full((1, 3), 6 / 8)
-    # A path along three different axes: a rectangle between two triangles, one beside the edge at each end.
-    ends = np.flatnonzero(neighbours.sum(axis=1) == 1)
-    first, last = ((corners[end] != corners[neighbours[end]][0]).argmax() for end in ends)
-    return np.array([np.full(3, 4 / 8), (1 - unit[first]) / 4, (1 - unit[last]) / 4])
