@@ -313,6 +313,15 @@ def _add_evaluate(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--regions", nargs="+", default=[], metavar="NAME=LABEL,LABEL", help="unions of labels")
     parser.add_argument("--allow-missing", action="store_true", help="score missing predictions as empty ones")
     parser.add_argument("--resample", action="store_true", help="take predictions on other grids to the reference's")
+    parser.add_argument("--cases", nargs="+", metavar="CASE", help="score only these references")
+    parser.add_argument(
+        "--lesions",
+        type=float,
+        nargs="?",
+        const=0.1,
+        metavar="MIN_IOU",
+        help="count lesions too: found where they overlap by at least this intersection over union (0.1)",
+    )
     parser.add_argument("--processes", type=_positive, default=1)
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
     parser.set_defaults(run=_evaluate)
@@ -322,6 +331,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from medvisionllama.evaluate import evaluate_folders
     from medvisionllama.run_folder import to_json
 
+    counted = _teller().counted("Scoring")
     summary = evaluate_folders(
         options.predictions,
         options.references,
@@ -331,8 +341,13 @@ def _evaluate(options: argparse.Namespace) -> int:
         dataset=options.dataset,
         allow_missing=options.allow_missing,
         resample=options.resample,
+        cases=options.cases,
+        lesion_min_iou=options.lesions,
         processes=options.processes,
+        progress=lambda done, total, case: counted(done, total),
     )
+    for note in summary["notes"]:
+        print(f"note: {note}", file=sys.stderr)
     if options.json:
         print(to_json(summary))
     else:
@@ -345,7 +360,9 @@ def _add_compare(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folders", type=Path, nargs="+", help="folders with scores.csv; each is compared with the first"
     )
-    parser.add_argument("--out", type=Path, help="folder for comparison.csv, .json, .md and .tex")
+    parser.add_argument(
+        "--out", type=Path, default=Path(), help="folder for comparison.csv, .json, .md and .tex (default: this one)"
+    )
     parser.add_argument("--test", choices=("t", "wilcoxon"), default="t", help="whose p is marked and corrected")
     parser.add_argument("--json", action="store_true", help="print the comparison as one JSON object")
     parser.set_defaults(run=_compare)
@@ -492,6 +509,7 @@ def _add_benchmark(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = _command(commands, common, "benchmark", "Measure speed and memory, as ratios in one run.")
     parser.add_argument("name", help="startup, block ...; an unknown name lists them")
     parser.add_argument("--out", type=Path, default=Path("benchmark.json"), help="file to write (default: %(default)s)")
+    parser.add_argument("--data", type=Path, help="folder with the data sets, for benchmarks on real masks")
     parser.set_defaults(run=_benchmark)
 
 
@@ -499,7 +517,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     from medvisionllama.experiments.benchmark import run_benchmark
     from medvisionllama.run_folder import to_json
 
-    print(to_json(run_benchmark(options.name, options.out)["measured"]))
+    print(to_json(run_benchmark(options.name, options.out, options.data)["measured"]))
     return DONE
 
 

@@ -232,18 +232,22 @@ def resample_onto(volume: Volume, grid: Grid, order: Literal[0, 1]) -> Volume:
     edge is held. For grids that fill the same box along the same axes, :func:`resize` does the same faster.
     """
     to_voxel = np.linalg.inv(volume.affine) @ grid.affine
-    indices = np.indices(grid.shape, dtype=np.float64).reshape(3, -1)
-    where = to_voxel[:3, :3] @ indices + to_voxel[:3, 3:]
-    last = np.array(volume.grid.shape)[:, None] - 1
-    inside = (np.abs(where - last / 2) <= last / 2 + 0.5 + ROUNDING).all(axis=0)
-    where = np.clip(where[:, inside], 0, last)
     channels = volume.array.reshape(-1, *volume.grid.shape)
     dtype = volume.array.dtype if order == 0 else np.result_type(volume.array.dtype, np.float32)
-    found = np.zeros((len(channels), inside.size), dtype)
-    if order == 0:
-        # Rounded as in resize: the lower voxel at a tie, however a turned grid's arithmetic jitters about it.
-        found[:, inside] = channels[:, *np.ceil(where - 0.5 - ROUNDING).astype(np.intp)]
-    else:
-        for channel, values in zip(channels, found, strict=True):
-            values[inside] = map_coordinates(channel.astype(dtype, copy=False), where, order=1, mode="nearest")
+    channels = channels.astype(dtype, copy=False)
+    found = np.zeros((len(channels), *grid.shape), dtype)
+    plane = np.indices((1, *grid.shape[1:]), dtype=np.float64).reshape(3, -1)
+    last = np.array(volume.grid.shape)[:, None] - 1
+    for i in range(grid.shape[0]):  # plane by plane: the places of a whole CT would fill a machine's memory
+        plane[0] = i
+        where = to_voxel[:3, :3] @ plane + to_voxel[:3, 3:]
+        inside = (np.abs(where - last / 2) <= last / 2 + 0.5 + ROUNDING).all(axis=0)
+        where = np.clip(where[:, inside], 0, last)
+        in_plane = found[:, i].reshape(len(channels), -1)
+        if order == 0:
+            # Rounded as in resize: the lower voxel at a tie, however a turned grid's arithmetic jitters about it.
+            in_plane[:, inside] = channels[:, *np.ceil(where - 0.5 - ROUNDING).astype(np.intp)]
+        else:
+            for channel, values in zip(channels, in_plane, strict=True):
+                values[inside] = map_coordinates(channel, where, order=1, mode="nearest")
     return Volume(found.reshape(*volume.array.shape[:-3], *grid.shape), grid.affine)

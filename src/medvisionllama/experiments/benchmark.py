@@ -14,26 +14,38 @@ from medvisionllama.provenance import environment
 from medvisionllama.run_folder import write_json
 
 
-def _startup() -> dict[str, Any]:
+def _startup(data: Path | None) -> dict[str, Any]:
     from medvisionllama.experiments.benchmark_startup import benchmark_startup
 
     return benchmark_startup()
 
 
-def _block() -> dict[str, Any]:
+def _block(data: Path | None) -> dict[str, Any]:
     from medvisionllama.experiments.benchmark_block import benchmark_block
 
     return benchmark_block()
 
 
-BENCHMARKS: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
+def _metrics(data: Path | None) -> dict[str, Any]:
+    from medvisionllama.experiments.benchmark_metrics import benchmark_metrics
+
+    return benchmark_metrics(data)
+
+
+BENCHMARKS: dict[str, tuple[str, Callable[[Path | None], dict[str, Any]]]] = {
     "startup": ("seconds until `--help` and `import medvisionllama` are done", _startup),
     "block": ("a Llama-3.1-8B-shaped layer against its bare matrix products, and its memory", _block),
+    "metrics": ("all eight metrics against MONAI's and surface-distance's two, and a large CT", _metrics),
 }
 
 
-def run_benchmark(name: str, out: Path) -> dict[str, Any]:
+def run_benchmark(name: str, out: Path, data: Path | None = None) -> dict[str, Any]:
     """Run one benchmark and write ``benchmark.json`` with machine, versions and date.
+
+    Args:
+        name: A key of ``BENCHMARKS``.
+        out: The file to write.
+        data: The folder with the data sets, for benchmarks on real masks.
 
     Raises:
         InputError: There is none of that name, or the file cannot be written.
@@ -43,10 +55,12 @@ def run_benchmark(name: str, out: Path) -> dict[str, Any]:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     result = {
         "benchmark": name,
-        "machine": environment(torch.device("cpu"), ["medvisionllama", "benchmark", name]),
+        "machine": environment(
+            torch.device("cpu"), ["medvisionllama", "benchmark", name, *(["--data", "DATA"] if data else [])]
+        ),
         # Others at work on the same cores make seconds, and sometimes ratios, worthless: the reader must see it.
         "load_before": load,
-        "measured": BENCHMARKS[name][1](),
+        "measured": BENCHMARKS[name][1](data),
     }
     write_json(out, result)
     return result

@@ -57,7 +57,7 @@ class MiddleConfig:
     def block_config(self) -> BlockConfig:
         """The block's own settings with this stage's adapters written in."""
         if self.kind == "trained":
-            # From scratch, unless another start was asked for: pre-trained weights would be the language stage unfrozen.
+            # From scratch, unless another start was asked for; pre-trained it would be the language stage unfrozen.
             init = "random" if self.block.init == "pretrained" else self.block.init
             return replace(self.block, trained=True, init=init, dtype="float32")
         if self.lora in ("block", "both"):
