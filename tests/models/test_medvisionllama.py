@@ -1,14 +1,17 @@
 """The assembled networks: the papers' counts, shapes, and what is trained."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.functional import layer_norm
 
 from medvisionllama.language.block import BlockConfig
 from medvisionllama.models.medvisionllama import MedVisionLlama, ModelConfig, build
 from medvisionllama.models.middle import LoraLinear, MiddleConfig
-from medvisionllama.models.zoo import DESCRIPTIONS, MODELS, named, with_block
+from medvisionllama.models.vit import PositionEmbedding
+from medvisionllama.models.zoo import MODELS, ROWS, Row, named, with_block
 
 LLAMA = "llama-3.1-8b"
 TINY = {"input_size": (16, 24, 16), "depth": 2}
@@ -59,10 +62,6 @@ def test_every_named_network_gives_logits_of_the_input_size(name: str) -> None:
     assert logits.shape == (2, 3, 16, 24, 16)
     # Another size is taken too: the position embedding stretches.
     assert model(torch.randn(1, 2, 24, 24, 32)).shape == (1, 3, 24, 24, 32)
-
-
-def test_every_network_is_described() -> None:
-    assert DESCRIPTIONS.keys() == MODELS.keys()
 
 
 @pytest.mark.parametrize("name", ["medvisionllama", "medvisionllama-u"])
@@ -139,6 +138,31 @@ def test_identity_is_the_same_stage_without_the_block() -> None:
     torch.testing.assert_close(control.middle(tokens), mapped)
 
 
+def test_mlp_is_gelu_and_layer_norm_between_the_mappers() -> None:
+    """v1 section 4.4.1."""
+    model = build(replace(named("vit-mlp-v1"), **TINY))
+    assert model.middle is not None
+    middle, tokens = model.middle.eval(), torch.randn(1, 5, 64)
+    entering = tokens @ middle.mapper_in.weight.T
+    changed = layer_norm(0.5 * entering * (1 + torch.erf(entering / math.sqrt(2))), (384,))
+    torch.testing.assert_close(middle(tokens), (changed + entering) @ middle.mapper_out.weight.T)
+    assert model.left_out_of_files() == set()
+
+
+def test_large_mlp_takes_the_blocks_size_or_the_one_it_is_told() -> None:
+    model = build(replace(named("vit-mlp"), **TINY))
+    theirs = build(replace(named("medvisionllama-trained"), **TINY))
+    assert model.middle is not None
+    assert model.middle.block is not None
+    assert theirs.block is not None
+    ours, block = (sum(p.numel() for p in part.parameters()) for part in (model.middle.block, theirs.block))
+    assert abs(ours - block) <= 384 + 1
+    told = replace(named("vit-mlp").middle, mlp_width=10)
+    small = build(replace(named("vit-mlp"), middle=told, **TINY))
+    assert small.middle is not None
+    assert sum(p.numel() for p in small.middle.block.parameters()) == 2 * 384 * 10 + 384 + 10
+
+
 def test_trained_trains_the_whole_block() -> None:
     config = replace(named("medvisionllama"), **TINY)
     model = build(replace(config, middle=replace(config.middle, kind="trained")))
@@ -160,12 +184,109 @@ def test_place_decides_the_order() -> None:
     [
         ({"width": 62}, "heads"),
         ({"input_size": (20, 24, 16)}, "multiple"),
+        ({"input_size": (20, 24, 16)}, r"set pad_input, or use \(24, 24, 16\)"),
         ({"decoder": "ushape"}, "need each other"),
+        ({"stem": "convolutions", "decoder": "upconv"}, "need each other"),
+        ({"fusion": (3, 4)}, "odd"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"in_channels": 0}, "at least 1"),
     ],
 )
 def test_impossible_combinations_are_refused(change: dict[str, object], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         replace(ModelConfig(), **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"rank": 0}, "rank"),
+        ({"kind": "identity", "norm_in": True}, "in front of a block"),
+        ({"mlp_width": 8}, "no width of a large-mlp"),
+        ({"kind": "large-mlp", "mlp_width": 0}, "no width of a large-mlp"),
+    ],
+)
+def test_impossible_middle_stages_are_refused(change: dict[str, object], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        replace(MiddleConfig(), **change)
+
+
+@pytest.mark.parametrize(
+    ("size", "patch"), [((13, 24, 9), (8, 8, 8)), ((16, 24, 5), (8, 8, 4)), ((7, 6, 5), (4, 3, 1))]
+)
+def test_an_input_is_padded_to_whole_patches_and_cut_back(
+    size: tuple[int, int, int], patch: tuple[int, int, int]
+) -> None:
+    config = replace(named("vit-v1"), input_size=size, patch_size=patch, pad_input=True, depth=1)
+    model = build(config).eval()
+    image = torch.randn(1, 1, *size)
+    padded = torch.zeros(1, 1, *config.padded(size))
+    padded[:, :, : size[0], : size[1], : size[2]] = image
+    logits = model(image)
+    assert logits.shape[2:] == size
+    torch.testing.assert_close(logits, model(padded)[:, :, : size[0], : size[1], : size[2]])
+
+
+@pytest.mark.parametrize("row", ROWS["v1", "B2"].values())
+def test_the_papers_input_sizes_have_whole_grids_of_tokens(row: Row) -> None:
+    expected = {(64, 64, 40): (8, 8, 5), (128, 128, 80): (16, 16, 10), (240, 240, 156): (30, 30, 20)}
+    assert row.config.token_grid == expected[row.input_size]
+
+
+def test_position_embedding_stretches_to_another_grid() -> None:
+    """Linearly, also where axes differ: a ramp stays a ramp."""
+    position = PositionEmbedding((4, 2, 2), 1)
+    ramp = torch.arange(4.0).view(4, 1, 1).expand(4, 2, 2)
+    position.vectors.data = ramp.reshape(1, 16, 1).clone()
+    stretched = position((8, 3, 2)).view(8, 3, 2)
+    assert torch.equal(position((4, 2, 2)), position.vectors)
+    torch.testing.assert_close(stretched[:, 0, 0], torch.tensor([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]))
+    assert (stretched == stretched[:, :1, :1]).all()
+
+
+SWITCHED = ("medvisionllama", "medvisionllama-v1", "medvisionllama-u")
+
+
+def gradients(model: MedVisionLlama) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    torch.manual_seed(5)  # dropout's
+    logits = model.train()(torch.linspace(-1, 1, 2 * 16 * 24 * 16).view(2, 1, 16, 24, 16))
+    logits.square().mean().backward()
+    return logits.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", SWITCHED)
+def test_gradient_checkpointing_changes_no_result(name: str) -> None:
+    config = replace(named(name), **TINY)
+    kept, again = gradients(build(config)), gradients(build(replace(config, recompute=True)))
+    torch.testing.assert_close(again, kept)
+
+
+def test_gradient_checkpointing_keeps_less() -> None:
+    config = replace(named("medvisionllama"), **TINY | {"depth": 6})
+
+    def kept_bytes(recompute: bool) -> int:
+        kept = 0
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal kept
+            kept += tensor.numel() * tensor.element_size()
+            return tensor
+
+        model = build(replace(config, recompute=recompute)).train()
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            model(torch.randn(1, 1, 16, 24, 16))
+        return kept
+
+    assert kept_bytes(True) < kept_bytes(False) / 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SWITCHED)
+def test_compiling_changes_no_result(name: str) -> None:
+    config = replace(named(name), **TINY)
+    plain, compiled = build(config), build(replace(config, compiled=True))
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    torch.testing.assert_close(gradients(compiled), gradients(plain), rtol=1e-3, atol=1e-5)
 
 
 def test_a_wrong_input_is_told_how_to_mend() -> None:

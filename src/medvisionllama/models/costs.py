@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from medvisionllama.models.attention import Shape
 from medvisionllama.models.medvisionllama import ModelConfig, build
-from medvisionllama.models.vit import Shape
 
 
 @dataclass(frozen=True)

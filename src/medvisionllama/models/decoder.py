@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
 
-from medvisionllama.models.vit import Norm, Shape, convolution
+from medvisionllama.models.attention import Shape
+from medvisionllama.models.vit import Norm, convolution
+
+# Of the up-sampling decoder: below this many channels a full-resolution convolution has too little to work with.
+FEWEST_CHANNELS = 8
 
 
 class LinearDecoder(nn.Module):
@@ -33,6 +38,47 @@ class LinearDecoder(nn.Module):
         patches = self.linear(tokens_BijkE).view(B, i, j, k, self.out_channels, p, q, r)
         logits: Tensor = patches.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(B, self.out_channels, i * p, j * q, k * r)
         return logits
+
+
+class UpConvDecoder(nn.Module):
+    """Up-sampling and a convolution, stage by stage until every voxel is reached (v1 section 3.2).
+
+    Each stage up-samples linearly by one prime factor of the patch size along each axis that still has one, and halves
+    the channels; v1 leaves factors, widths and norm open.
+
+    Args:
+        width: ``E``.
+        patch_size: Voxels of a patch along I, J, K.
+        out_channels: ``C``.
+        norm: What normalises after each convolution.
+    """
+
+    def __init__(self, width: int, patch_size: Shape, out_channels: int, norm: Norm) -> None:
+        super().__init__()
+        stages: list[nn.Module] = []
+        for i, j, k in zip_longest(*(prime_factors(size) for size in patch_size), fillvalue=1):
+            fewer = max(width // 2, min(width, FEWEST_CHANNELS))
+            up = nn.Upsample(scale_factor=(i, j, k), mode="trilinear")
+            stages.append(nn.Sequential(up, convolution(width, fewer, norm)))
+            width = fewer
+        self.stages = nn.Sequential(*stages)
+        self.logits = nn.Conv3d(width, out_channels, 1)
+
+    def forward(self, tokens_BijkE: Tensor, skips: list[Tensor]) -> Tensor:
+        """``(B,i,j,k,E)`` to ``(B,C,I,J,K)``; there are no skips to use."""
+        logits: Tensor = self.logits(self.stages(tokens_BijkE.movedim(-1, 1)))
+        return logits
+
+
+def prime_factors(number: int) -> list[int]:
+    """From small to large: 12 gives 2, 2, 3, and 1 gives none."""
+    factors, divisor = [], 2
+    while number > 1:
+        while number % divisor == 0:
+            factors.append(divisor)
+            number //= divisor
+        divisor += 1
+    return factors
 
 
 class UShapeDecoder(nn.Module):

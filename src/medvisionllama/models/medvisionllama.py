@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +16,14 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
-from medvisionllama.language.block import LanguageBlock, load_block, meta_block
-from medvisionllama.models.decoder import LinearDecoder, UShapeDecoder
-from medvisionllama.models.middle import Middle, MiddleConfig
-from medvisionllama.models.vit import ConvolutionalStem, Encoder, Norm, PatchEmbedding, PositionEmbedding, Shape
+from medvisionllama.language.block import BlockConfig, LanguageBlock, load_block, meta_block
+from medvisionllama.models.attention import AttentionKind, Shape
+from medvisionllama.models.decoder import LinearDecoder, UpConvDecoder, UShapeDecoder
+from medvisionllama.models.fusion import MultiScaleFusion
+from medvisionllama.models.middle import Middle, MiddleConfig, large_mlp, small_mlp
+from medvisionllama.models.vit import ConvolutionalStem, Encoder, Norm, PatchEmbedding, PositionEmbedding
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class ModelConfig:
         stem_strides: Strides of the convolutional stem's stages.
         norm: What normalises the convolutions.
         width: ``E``.
+        fusion: Odd kernel edges of the multi-scale fusion in front of the encoder, (3, 5, 7) in v1; empty for none.
+        attention: Of the encoder blocks; see :func:`~medvisionllama.models.attention.build_attention`.
         depth: Encoder blocks.
         heads: Attention heads of an encoder block.
         mlp_ratio: Width of an encoder MLP over ``width``.
@@ -45,7 +50,12 @@ class ModelConfig:
         final_norm: A LayerNorm after the encoder.
         place: Where the middle stage stands (v2 after the encoder; the published code before it).
         middle: The middle stage.
-        decoder: ``linear`` or ``ushape``.
+        decoder: ``linear``, ``upconv`` (v1) or ``ushape``.
+        pad_input: Whether images that are no multiple of the patch size are padded with zeros behind their last voxels,
+            and the logits cut back, instead of being refused.
+        recompute: Gradient checkpointing: encoder blocks and the language block keep nothing for going backward but
+            compute their parts again. Less memory, more time, the same result.
+        compiled: ``torch.compile`` the whole network: faster after a minute of compiling, the same to rounding.
     """
 
     in_channels: int = 1
@@ -64,11 +74,25 @@ class ModelConfig:
     final_norm: bool = False
     place: Literal["after-encoder", "before-encoder"] = "after-encoder"
     middle: MiddleConfig = field(default_factory=MiddleConfig)
-    decoder: Literal["linear", "ushape"] = "linear"
+    decoder: Literal["linear", "upconv", "ushape"] = "linear"
+    fusion: tuple[int, ...] = ()
+    attention: AttentionKind = "self"
+    pad_input: bool = False
+    recompute: bool = False
+    compiled: bool = False
 
     def __post_init__(self) -> None:
+        # Configurations arrive from YAML and JSON too, where a tuple is a list.
+        object.__setattr__(self, "fusion", tuple(self.fusion))
+        counts = (self.in_channels, self.out_channels, self.width, self.heads, self.mlp_ratio, *self.patch_size)
+        if min(*counts, *self.input_size) < 1 or self.depth < 0:
+            raise ValueError("channels, sizes, width, heads and mlp_ratio are at least 1, and depth is at least 0")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout {self.dropout} is not within 0 and 1")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of {self.heads} heads")
+        if any(kernel < 1 or kernel % 2 == 0 for kernel in self.fusion):
+            raise ValueError(f"fusion kernels {self.fusion} are not all odd: an even one has no middle")
         if (self.stem == "convolutions") != (self.decoder == "ushape"):
             raise ValueError("the convolutional stem and the ushape decoder need each other: skips join them")
         if self.stem == "convolutions":
@@ -79,13 +103,21 @@ class ModelConfig:
             reduction = tuple(math.prod(axis) for axis in zip(*self.stem_strides, strict=True))
             if reduction != self.patch_size:
                 raise ValueError(f"stem_strides reduce by {reduction}, but patch_size is {self.patch_size}")
-        if any(size % patch for size, patch in zip(self.input_size, self.patch_size, strict=True)):
-            raise ValueError(f"input_size {self.input_size} is not a multiple of patch_size {self.patch_size}")
+        if not self.pad_input and self.padded(self.input_size) != self.input_size:
+            raise ValueError(
+                f"input_size {self.input_size} is not a multiple of patch_size {self.patch_size}: "
+                f"set pad_input, or use {self.padded(self.input_size)}"
+            )
 
     @property
     def token_grid(self) -> Shape:
-        """Tokens along I, J, K for ``input_size``."""
-        i, j, k = (size // patch for size, patch in zip(self.input_size, self.patch_size, strict=True))
+        """Tokens along I, J, K for ``input_size``, padded where it must be."""
+        i, j, k = (-(-size // patch) for size, patch in zip(self.input_size, self.patch_size, strict=True))
+        return (i, j, k)
+
+    def padded(self, size: Sequence[int]) -> Shape:
+        """The next larger size of whole patches."""
+        i, j, k = (-(-edge // patch) * patch for edge, patch in zip(size, self.patch_size, strict=True))
         return (i, j, k)
 
 
@@ -95,7 +127,8 @@ class MedVisionLlama(nn.Module):
     Args:
         stem: Image ``(B,M,I,J,K)`` to tokens ``(B,i,j,k,E)`` and skips.
         position: Token grid to ``(1,N,E)``.
-        encoder: ``(B,N,E)`` to ``(B,N,E)``.
+        fusion: ``(B,N,E)`` and the token grid to ``(B,N,E)``, or None.
+        encoder: ``(B,N,E)`` and the token grid to ``(B,N,E)``.
         middle: ``(B,N,E)`` to ``(B,N,E)``, or None.
         decoder: Tokens ``(B,i,j,k,E)`` and skips to logits ``(B,C,I,J,K)``.
         config: What it was built from.
@@ -105,7 +138,8 @@ class MedVisionLlama(nn.Module):
         self,
         stem: nn.Module,
         position: PositionEmbedding,
-        encoder: nn.Module,
+        fusion: MultiScaleFusion | None,
+        encoder: Encoder,
         middle: Middle | None,
         decoder: nn.Module,
         config: ModelConfig,
@@ -113,37 +147,45 @@ class MedVisionLlama(nn.Module):
         super().__init__()
         self.stem = stem
         self.position = position
+        self.fusion = fusion
         self.encoder = encoder
         self.middle = middle
         self.decoder = decoder
         self.config = config
 
     def forward(self, image_BMIJK: Tensor) -> Tensor:
-        """Logits ``(B,C,I,J,K)`` of an image whose sizes are multiples of the patch size.
+        """Logits ``(B,C,I,J,K)`` of an image whose sizes are multiples of the patch size, or any with ``pad_input``.
 
         Raises:
             ValueError: The image has another number of channels, or its size is no multiple of the patch size.
         """
-        self._check(image_BMIJK)
-        tokens_BijkE, skips = self.stem(image_BMIJK)
-        grid = tokens_BijkE.shape[1:4]
-        tokens_BNE = tokens_BijkE.flatten(1, 3) + self.position(tuple(grid))
+        I, J, K = image_BMIJK.shape[2:]  # noqa: E741
+        tokens_BijkE, skips = self.stem(self._whole_patches(image_BMIJK))
+        grid = (tokens_BijkE.shape[1], tokens_BijkE.shape[2], tokens_BijkE.shape[3])
+        tokens_BNE = tokens_BijkE.flatten(1, 3) + self.position(grid)
+        if self.fusion is not None:
+            tokens_BNE = self.fusion(tokens_BNE, grid)
         if self.middle is None:
-            tokens_BNE = self.encoder(tokens_BNE)
+            tokens_BNE = self.encoder(tokens_BNE, grid)
         elif self.config.place == "after-encoder":
-            tokens_BNE = self.middle(self.encoder(tokens_BNE))
+            tokens_BNE = self.middle(self.encoder(tokens_BNE, grid))
         else:
-            tokens_BNE = self.encoder(self.middle(tokens_BNE))
+            tokens_BNE = self.encoder(self.middle(tokens_BNE), grid)
         logits_BCIJK: Tensor = self.decoder(tokens_BNE.unflatten(1, grid), skips)
-        return logits_BCIJK
+        return logits_BCIJK[..., :I, :J, :K] if self.config.pad_input else logits_BCIJK
 
-    def _check(self, image_BMIJK: Tensor) -> None:
-        patch = self.config.patch_size
+    def _whole_patches(self, image_BMIJK: Tensor) -> Tensor:
+        """The image, padded where the configuration says so."""
         if image_BMIJK.ndim != 5 or image_BMIJK.shape[1] != self.config.in_channels:
             raise ValueError(f"expected (B,{self.config.in_channels},I,J,K), got {tuple(image_BMIJK.shape)}")
-        if any(size % p for size, p in zip(image_BMIJK.shape[2:], patch, strict=True)):
-            mended = tuple(-(-size // p) * p for size, p in zip(image_BMIJK.shape[2:], patch, strict=True))
-            raise ValueError(f"{tuple(image_BMIJK.shape[2:])} is no multiple of {patch}: pad to {mended}")
+        size = tuple(image_BMIJK.shape[2:])
+        padded = self.config.padded(size)
+        if size == padded:
+            return image_BMIJK
+        if not self.config.pad_input:
+            raise ValueError(f"{size} is no multiple of {self.config.patch_size}: pad to {padded}")
+        missing = [whole - edge for whole, edge in zip(padded, size, strict=True)]
+        return pad(image_BMIJK, [0, missing[2], 0, missing[1], 0, missing[0]])
 
     @property
     def block(self) -> LanguageBlock | None:
@@ -184,36 +226,82 @@ def build(
     Raises:
         InputError: The block cannot be found or loaded.
     """
-    needs_block = config.middle.kind in ("language", "trained")
     block_config = config.middle.block_config()
-    stem: nn.Module
-    decoder: nn.Module
     with torch.device("meta" if meta else "cpu"):
-        if needs_block and block is None:
-            with _seeded(seed, "block"):
-                block = meta_block(block_config) if meta else load_block(block_config, cache=cache, offline=offline)
-        widths = (*config.stem_widths, config.width)
-        with _seeded(seed, "stem"):
-            if config.stem == "patches":
-                stem = PatchEmbedding(config.in_channels, config.patch_size, config.width)
+        with _seeded(seed, "block"):
+            if config.middle.kind not in ("language", "trained"):
+                filling = _without_language(config.middle, block_config)
+            elif block is not None:
+                filling = _Filling(block, block.width)
             else:
-                stem = ConvolutionalStem(config.in_channels, widths, config.stem_strides, config.norm)
+                block = meta_block(block_config) if meta else load_block(block_config, cache=cache, offline=offline)
+                filling = _Filling(block, block.width)
+        with _seeded(seed, "stem"):
+            stem = _stem(config)
             position = PositionEmbedding(config.token_grid, config.width)
+        with _seeded(seed, "fusion"):
+            fusion = MultiScaleFusion(config.width, config.fusion) if config.fusion else None
         with _seeded(seed, "encoder"):
             encoder = Encoder(
-                config.width, config.depth, config.heads, config.mlp_ratio, config.dropout, config.final_norm
+                config.width,
+                config.depth,
+                config.heads,
+                config.mlp_ratio,
+                config.dropout,
+                config.final_norm,
+                config.attention,
+                config.recompute,
             )
         middle = None
         with _seeded(seed, "middle"):
             if config.middle.kind != "none":
-                block_width = block.width if block is not None else meta_block(block_config).width
-                middle = Middle(config.width, block_width, block, config.middle)
+                middle = Middle(config.width, filling.width, filling.module, config.middle, config.recompute)
         with _seeded(seed, "decoder"):
-            if config.decoder == "linear":
-                decoder = LinearDecoder(config.width, config.patch_size, config.out_channels)
-            else:
-                decoder = UShapeDecoder(widths, config.stem_strides, config.out_channels, config.norm)
-        return MedVisionLlama(stem, position, encoder, middle, decoder, config)
+            decoder = _decoder(config)
+    model = MedVisionLlama(stem, position, fusion, encoder, middle, decoder, config)
+    if config.compiled and not meta:
+        # Dropout drawn as without compiling; and in place, so that names in `state_dict` stay.
+        model.compile(options={"fallback_random": True})
+    return model
+
+
+@dataclass(frozen=True)
+class _Filling:
+    """What stands between the mappers, and its width ``L``."""
+
+    module: nn.Module | None
+    width: int
+
+
+def _without_language(middle: MiddleConfig, block_config: BlockConfig) -> _Filling:
+    """What takes the block's place; only the block's shape is looked at."""
+    if middle.kind == "none":
+        return _Filling(None, 0)
+    replaced = meta_block(block_config)
+    if middle.kind == "mlp":
+        return _Filling(small_mlp(replaced.width), replaced.width)
+    if middle.kind == "large-mlp":
+        parameters = sum(p.numel() for p in replaced.parameters())
+        return _Filling(large_mlp(replaced.width, parameters, middle.mlp_width), replaced.width)
+    return _Filling(None, replaced.width)
+
+
+def _stem(config: ModelConfig) -> nn.Module:
+    if config.stem == "patches":
+        return PatchEmbedding(config.in_channels, config.patch_size, config.width)
+    return ConvolutionalStem(config.in_channels, _stem_widths(config), config.stem_strides, config.norm)
+
+
+def _decoder(config: ModelConfig) -> nn.Module:
+    if config.decoder == "linear":
+        return LinearDecoder(config.width, config.patch_size, config.out_channels)
+    if config.decoder == "upconv":
+        return UpConvDecoder(config.width, config.patch_size, config.out_channels, config.norm)
+    return UShapeDecoder(_stem_widths(config), config.stem_strides, config.out_channels, config.norm)
+
+
+def _stem_widths(config: ModelConfig) -> tuple[int, ...]:
+    return (*config.stem_widths, config.width)
 
 
 @contextmanager

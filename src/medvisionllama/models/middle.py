@@ -12,10 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
 
 from medvisionllama.language.block import BlockConfig
 
-Kind = Literal["none", "identity", "language", "trained"]
+Kind = Literal["none", "identity", "mlp", "large-mlp", "language", "trained"]
 Lora = Literal["none", "mappers", "block", "both"]
 Residual = Literal["none", "in", "out", "both"]
 
@@ -25,15 +26,19 @@ class MiddleConfig:
     """Every form of the middle stage is a value of this.
 
     Attributes:
-        kind: ``none`` (ViT-Baseline), ``identity`` (mappers and residual without the block), ``language`` (the frozen
-            block), ``trained`` (the same block's shape trained from scratch, matched in parameters).
-        block: Which block of which language model, and how it starts.
+        kind: ``none`` (ViT-Baseline), ``identity`` (mappers and residual without the block), ``mlp`` (GELU and
+            LayerNorm in the block's place, v1 Table 3), ``large-mlp`` (an MLP of about the block's size, v2 Table 4's
+            ViT-MLP), ``language`` (the frozen block), ``trained`` (the same block's shape trained from scratch,
+            matched in parameters).
+        block: Which block of which language model, and how it starts. Kinds without a block take its width ``L``, and
+            ``large-mlp`` its size.
         lora: Where low-rank adapters stand. Without ``mappers`` the mappers are trainable and free of biases.
         rank: ``r`` of all adapters.
         alpha: Scale of the adapters, applied as ``alpha / r``; None for ``r``.
         train_mapper_base: Whether the LoRA mappers' ``W`` is trained too instead of kept at its random start.
         residual: Around the block (``in``, L wide), around block and mappers (``out``, E wide), both or neither.
         norm_in: A LayerNorm in front of the block.
+        mlp_width: Width of the hidden layer of ``large-mlp``; None for as many parameters as the block has.
     """
 
     kind: Kind = "language"
@@ -44,10 +49,15 @@ class MiddleConfig:
     train_mapper_base: bool = False
     residual: Residual = "in"
     norm_in: bool = False
+    mlp_width: int | None = None
 
     def __post_init__(self) -> None:
         if self.lora != "none" and self.rank < 1:
             raise ValueError(f"a LoRA rank is at least 1, not {self.rank}")
+        if self.norm_in and self.kind in ("none", "identity"):
+            raise ValueError(f"norm_in stands in front of a block, and a middle stage {self.kind!r} has none")
+        if self.mlp_width is not None and (self.kind != "large-mlp" or self.mlp_width < 1):
+            raise ValueError(f"mlp_width {self.mlp_width} is no width of a large-mlp (kind {self.kind!r})")
 
     @property
     def scale(self) -> float:
@@ -57,7 +67,7 @@ class MiddleConfig:
     def block_config(self) -> BlockConfig:
         """The block's own settings with this stage's adapters written in."""
         if self.kind == "trained":
-            # From scratch, unless another start was asked for; pre-trained it would be the language stage unfrozen.
+            # From scratch unless another start is asked for: pre-trained weights would be the language stage unfrozen.
             init = "random" if self.block.init == "pretrained" else self.block.init
             return replace(self.block, trained=True, init=init, dtype="float32")
         if self.lora in ("block", "both"):
@@ -100,6 +110,23 @@ def mapper(before: int, after: int, config: MiddleConfig) -> nn.Module:
     return nn.Linear(before, after, bias=False)
 
 
+def small_mlp(width: int) -> nn.Module:
+    """GELU and LayerNorm: what v1's "ViT + MLP" has between its mappers in the block's place (section 4.4.1)."""
+    return nn.Sequential(nn.GELU(), nn.LayerNorm(width))
+
+
+def large_mlp(width: int, parameters: int, hidden: int | None = None) -> nn.Module:
+    """``L`` to a hidden layer to ``L`` with a GELU, with about so many parameters (v2 section 4.4.1, ViT-MLP).
+
+    Args:
+        width: ``L``.
+        parameters: How many to come nearest to; never off by more than half of the ``2L + 1`` of one hidden feature.
+        hidden: Width of the hidden layer; None to choose it by ``parameters``.
+    """
+    hidden = hidden or max(1, round((parameters - width) / (2 * width + 1)))
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+
 class Middle(nn.Module):
     """Tokens through the mapper in, the block, the residual and the mapper out.
 
@@ -108,11 +135,15 @@ class Middle(nn.Module):
         block_width: ``L``.
         block: ``(B,N,L)`` to ``(B,N,L)``; None for the identity control, where the residual stream alone goes on.
         config: The values of the stage.
+        recompute: Gradient checkpointing of the block, as in :class:`~medvisionllama.models.vit.Encoder`.
     """
 
-    def __init__(self, width: int, block_width: int, block: nn.Module | None, config: MiddleConfig) -> None:
+    def __init__(
+        self, width: int, block_width: int, block: nn.Module | None, config: MiddleConfig, recompute: bool = False
+    ) -> None:
         super().__init__()
         self.residual = config.residual
+        self.recompute = recompute
         self.mapper_in = mapper(width, block_width, config)
         self.norm_in = nn.LayerNorm(block_width) if config.norm_in else nn.Identity()
         self.block = block
@@ -123,7 +154,11 @@ class Middle(nn.Module):
         entering_BNL = self.mapper_in(tokens_BNE)
         leaving_BNL = entering_BNL
         if self.block is not None:
-            leaving_BNL = self.block(self.norm_in(entering_BNL))
+            ready_BNL = self.norm_in(entering_BNL)
+            if self.recompute and torch.is_grad_enabled():
+                leaving_BNL = checkpoint(self.block, ready_BNL, use_reentrant=False)
+            else:
+                leaving_BNL = self.block(ready_BNL)
             if self.residual in ("in", "both"):
                 leaving_BNL = leaving_BNL + entering_BNL
         mapped_BNE: Tensor = self.mapper_out(leaving_BNL)

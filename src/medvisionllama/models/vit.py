@@ -11,10 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+from torch.utils.checkpoint import checkpoint
 
-from medvisionllama.models.attention import SelfAttention
+from medvisionllama.models.attention import AttentionKind, Shape, build_attention
 
-Shape = tuple[int, int, int]
 Norm = Literal["batch", "instance"]
 
 
@@ -110,12 +110,15 @@ class PositionEmbedding(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Pre-norm transformer block: attention and a GELU MLP, each on a residual branch."""
+    """Pre-norm transformer block: attention and a GELU MLP, each on a residual branch.
 
-    def __init__(self, width: int, heads: int, mlp_ratio: int, dropout: float) -> None:
+    So there is a residual before and one after the attention, hybrid or not (v1 section 3.2).
+    """
+
+    def __init__(self, width: int, heads: int, mlp_ratio: int, dropout: float, attention: AttentionKind) -> None:
         super().__init__()
         self.norm_attention = nn.LayerNorm(width)
-        self.attention = SelfAttention(width, heads, dropout)
+        self.attention = build_attention(attention, width, heads, dropout)
         self.norm_mlp = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
             nn.Linear(width, mlp_ratio * width),
@@ -125,16 +128,49 @@ class EncoderBlock(nn.Module):
             nn.Dropout(dropout),
         )
 
-    def forward(self, tokens_BNE: Tensor) -> Tensor:
-        """``(B,N,E)`` to ``(B,N,E)``."""
-        tokens_BNE = tokens_BNE + self.attention(self.norm_attention(tokens_BNE))
+    def forward(self, tokens_BNE: Tensor, grid: Shape) -> Tensor:
+        """``(B,N,E)`` on the grid ``(i,j,k)`` to ``(B,N,E)``."""
+        tokens_BNE = tokens_BNE + self.attention(self.norm_attention(tokens_BNE), grid)
         tokens: Tensor = tokens_BNE + self.mlp(self.norm_mlp(tokens_BNE))
         return tokens
 
 
-class Encoder(nn.Sequential):
-    """Transformer blocks one after another, and a last LayerNorm if wanted."""
+class Encoder(nn.ModuleList):
+    """Transformer blocks one after another, and a last LayerNorm if wanted.
 
-    def __init__(self, width: int, depth: int, heads: int, mlp_ratio: int, dropout: float, final_norm: bool) -> None:
-        blocks: list[nn.Module] = [EncoderBlock(width, heads, mlp_ratio, dropout) for _ in range(depth)]
-        super().__init__(*blocks, *([nn.LayerNorm(width)] if final_norm else []))
+    Args:
+        width: ``E``.
+        depth: How many blocks.
+        heads: Attention heads of a block.
+        mlp_ratio: Width of a block's MLP over ``width``.
+        dropout: In attention and MLP.
+        final_norm: Whether a LayerNorm ends it.
+        attention: Which attention the blocks have.
+        recompute: Gradient checkpointing: keep a block's input alone, and compute the block again going backward.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: int,
+        dropout: float,
+        final_norm: bool,
+        attention: AttentionKind = "self",
+        recompute: bool = False,
+    ) -> None:
+        blocks: list[nn.Module] = [EncoderBlock(width, heads, mlp_ratio, dropout, attention) for _ in range(depth)]
+        super().__init__([*blocks, *([nn.LayerNorm(width)] if final_norm else [])])
+        self.recompute = recompute
+
+    def forward(self, tokens_BNE: Tensor, grid: Shape) -> Tensor:
+        """``(B,N,E)`` on the grid ``(i,j,k)`` to ``(B,N,E)``."""
+        for part in self:
+            if not isinstance(part, EncoderBlock):
+                tokens_BNE = part(tokens_BNE)
+            elif self.recompute and torch.is_grad_enabled():
+                tokens_BNE = checkpoint(part, tokens_BNE, grid, use_reentrant=False)
+            else:
+                tokens_BNE = part(tokens_BNE, grid)
+        return tokens_BNE
