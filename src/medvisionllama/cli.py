@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_plan,
         _add_train,
         _add_predict,
+        _add_explain,
         _add_evaluate,
         _add_compare,
         _add_report,
@@ -300,6 +301,25 @@ def _predict(options: argparse.Namespace) -> int:
     *runs, source = options.paths
     written = predict_files(runs, source, options.out, machine, dicom_seg=options.dicom_seg, listener=_teller())
     print(to_json([str(path) for path in written]) if options.json else "\n".join(str(path) for path in written))
+    return DONE
+
+
+def _add_explain(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = _command(commands, common, "explain", "Collect activation and attention maps of cases into RUN/maps.")
+    parser.add_argument("folder", type=Path, metavar="RUN")
+    parser.add_argument("--case", dest="cases", nargs="+", required=True, metavar="NAME", help="of the run's data set")
+    parser.add_argument(
+        "--stages", nargs="+", metavar="STAGE", help="such as encoder, 'mapper in', block, decoder, attention"
+    )
+    _add_machine(parser)
+    parser.set_defaults(run=_explain)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from medvisionllama.explain import explain_run
+
+    for path in explain_run(options.folder, options.cases, _machine(options), options.stages):
+        print(path)
     return DONE
 
 

@@ -14,6 +14,7 @@ from medvisionllama.data.plan import Plan
 from medvisionllama.evaluate import Target
 from medvisionllama.geometry import Array, Volume, ras_grid, to_ras
 from medvisionllama.run_folder import ScoreRow, write_table
+from medvisionllama.whole_file import whole_file
 
 # Spread evenly from the best to the worst, so that the page can show both ends and the middle.
 RANKED_CASES = 9
@@ -70,16 +71,20 @@ def keep_pictures(out: Path, task: Task, plan: Plan, rows: Sequence[ScoreRow]) -
         return
     for name in {*_spread(ordered, RANKED_CASES), *_spread(sorted(ordered), COMMON_CASES)}:
         case = task.case(name)
-        image = case.read_image()
-        arrays = {
-            "image": _shown(to_ras(image).array),
-            "reference": to_ras(reference_of(case, plan)).array,
-            "prediction": to_ras(read_label_map(out / "predictions" / f"{name}.nii.gz")).array,
-            "affine": ras_grid(image.grid).affine,
-        }
-        path = out / "pictures" / f"{name}.npz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(path, allow_pickle=False, **arrays)
+        prediction = read_label_map(out / "predictions" / f"{name}.nii.gz")
+        arrays = picture_arrays(case.read_image(), prediction, reference_of(case, plan))
+        with whole_file(out / "pictures" / f"{name}.npz") as part, part.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+
+def picture_arrays(image: Volume, prediction: Volume, reference: Volume | None) -> dict[str, Array]:
+    """The arrays of a picture, in RAS order: ``image`` for display, ``prediction``, ``affine``, maybe ``reference``."""
+    arrays = {
+        "image": _shown(to_ras(image).array),
+        "prediction": to_ras(prediction).array,
+        "affine": ras_grid(image.grid).affine,
+    }
+    return arrays if reference is None else arrays | {"reference": to_ras(reference).array}
 
 
 def _spread(names: Sequence[str], count: int) -> set[str]:
