@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from medvisionllama.models.costs import cost_of
+from medvisionllama.models.medvisionllama import build
 from medvisionllama.models.zoo import named, with_block
 
 
@@ -23,6 +25,50 @@ def test_a_count_by_hand() -> None:
     cost = cost_of(named("vit-baseline"), (16, 16, 16))
     assert cost.flops == expected
     assert cost.tokens == N
+
+
+@pytest.mark.parametrize("name", ["medvisionllama", "medvisionllama-v1", "medvisionllama-u"])
+@pytest.mark.parametrize("size", [(16, 24, 16), (64, 96, 88)], ids=["few tokens", "more than fit plain attention"])
+def test_kept_bytes_are_what_a_step_on_a_cpu_keeps(name: str, size: tuple[int, int, int]) -> None:
+    config = replace(named(name), input_size=size, depth=1)
+    model = build(config).train()
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = model(torch.zeros(1, 1, *size))
+    assert logits.requires_grad
+    bytes_kept = sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in parameters)
+    assert cost_of(config).kept_bytes == bytes_kept
+
+
+def test_recomputing_keeps_less_and_bfloat16_weighs_half() -> None:
+    config = with_block(named("medvisionllama"), "llama-3.1-8b")
+    usual, again = cost_of(config), cost_of(replace(config, recompute=True))
+    assert again.kept_bytes < usual.kept_bytes / 4
+    assert (again.flops, again.weight_bytes) == (usual.flops, usual.weight_bytes)
+    block = replace(config.middle.block, dtype="bfloat16")
+    light = cost_of(replace(config, middle=replace(config.middle, block=block)))
+    assert usual.weight_bytes - light.weight_bytes == 2 * (218_112_000 + 4_096)
+
+
+def test_the_papers_largest_input_is_counted_padded() -> None:
+    """v1 B2: 156 slices make 20 patches of 8."""
+    cost = cost_of(named("vit-v1"), (240, 240, 156))
+    assert cost.tokens == 30 * 30 * 20
+    assert cost.flops == cost_of(named("vit-v1"), (240, 240, 160)).flops
+
+
+def test_hybrid_attention_spares_what_grows_with_the_square() -> None:
+    plain, hybrid = named("vit-baseline"), named("vit-baseline-hybrid")
+    sizes = [(64, 64, 64), (128, 128, 128)]
+    growth = [cost_of(config, sizes[1]).flops / cost_of(config, sizes[0]).flops for config in (plain, hybrid)]
+    assert growth[0] > 20
+    assert growth[1] == pytest.approx(8, rel=0.01)
 
 
 def test_sizes_that_do_not_divide_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""What a network costs: parameters and counted floating-point operations. Nothing is estimated, nothing computed."""
+"""What a network costs: parameters, operations and memory, all counted. Nothing is estimated, nothing computed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from medvisionllama.models.attention import Shape
@@ -20,6 +23,9 @@ class Cost:
         trainable_parameters: Numbers that training changes.
         frozen_parameters: Numbers it does not: the block's, and the LoRA mappers' random start.
         flops: Floating-point operations of all products and convolutions; a multiplication and its addition are two.
+        weight_bytes: What the parameters take in memory, each in its own number format.
+        kept_bytes: What a training step keeps of one volume for going backward, in float32 on a CPU. Beside it stand
+            the weights, and for each trained one its gradient and the optimiser's numbers.
         input_size: Voxels along I, J, K.
         tokens: How many image tokens pass the middle stage.
     """
@@ -27,6 +33,8 @@ class Cost:
     trainable_parameters: int
     frozen_parameters: int
     flops: int
+    weight_bytes: int
+    kept_bytes: int
     input_size: Shape
     tokens: int
 
@@ -56,6 +64,35 @@ def cost_of(config: ModelConfig, input_size: Shape | None = None) -> Cost:
         trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         frozen_parameters=sum(p.numel() for p in model.parameters() if not p.requires_grad),
         flops=int(counter.get_total_flops()),
+        weight_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
+        kept_bytes=_kept_bytes(model, image),
         input_size=config.input_size,
         tokens=i * j * k,
     )
+
+
+def _kept_bytes(model: nn.Module, image_on_meta: Tensor) -> int:
+    """Every tensor that autograd saves in one forward pass, parameters aside, counted once.
+
+    Fake tensors take the kernels that a CPU would, but hold nothing; on the meta device attention over many tokens
+    would be counted with N x N weights that no device keeps.
+    """
+    model.train()
+    with FakeTensorMode():
+        parameters = {name: _on_cpu(p) for name, p in model.named_parameters()}
+        buffers = {name: _on_cpu(b) for name, b in model.named_buffers()}
+        known = {tensor.untyped_storage()._cdata for tensor in parameters.values()}
+        kept: dict[int, Tensor] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage()._cdata] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            left = functional_call(model, parameters | buffers, (_on_cpu(image_on_meta),))
+        del left
+        return sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in known)
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", requires_grad=tensor.requires_grad)
