@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -39,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"medvisionllama: {error}", file=sys.stderr)
         return BAD_INPUT
+    except BrokenPipeError:  # `| head` has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 (nothing more can be printed)
+        return DONE
     except KeyboardInterrupt:
         print("medvisionllama: interrupted; a training goes on with --resume", file=sys.stderr)
         return INTERRUPTED
@@ -97,10 +101,17 @@ def _positive(text: str) -> int:
     return number
 
 
+def _minutes(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no length of time above 0")
+    return number
+
+
 def _add_demo(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = _command(commands, common, "demo", "Generate a task, train two networks, segment, score, draw the page.")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=5.0, help="time for all of it (default: %(default)s)")
+    parser.add_argument("--minutes", type=_minutes, default=5.0, help="time for all of it (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     _add_machine(parser)
     parser.set_defaults(run=_demo)
@@ -172,6 +183,7 @@ def _add_plan(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    from medvisionllama.data.dataset import refuse_unusable
     from medvisionllama.data.decathlon import read_task
     from medvisionllama.data.plan import make_plan, write_plan
     from medvisionllama.data.splits import make_splits, read_splits
@@ -179,6 +191,7 @@ def _plan(options: argparse.Namespace) -> int:
     task = read_task(options.dataset)
     splits = read_splits(options.splits) if options.splits else make_splits([case.name for case in task.cases])
     splits.verify([case.name for case in task.cases])
+    refuse_unusable(task.cases)
     cases = [task.case(name) for name in splits.training(options.fold)]
     plan = make_plan(task, cases, protocol=options.protocol, grid=options.grid)
     write_plan(plan, options.out)
@@ -207,7 +220,7 @@ def _add_train(commands: Any, common: argparse.ArgumentParser) -> None:
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=_positive)
     length.add_argument("--epochs", type=_positive)
-    length.add_argument("--max-minutes", type=float)
+    length.add_argument("--max-minutes", type=_minutes)
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run, by its own settings")
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
     _add_machine(parser)
@@ -224,6 +237,7 @@ def _train(options: argparse.Namespace) -> int:
     names = [case.name for case in read_task(options.dataset).cases]
     splits = read_splits(options.splits) if options.splits else make_splits(names, patient_of=options.patient)
     folds = range(len(splits.folds)) if options.fold == "all" else [_whole(options.fold, "--fold")]
+    summaries: dict[str, dict[str, Any]] = {}
     for fold in folds:
         folder = options.folder / f"fold_{fold}" if options.fold == "all" else options.folder
         experiment = make_experiment(
@@ -241,25 +255,43 @@ def _train(options: argparse.Namespace) -> int:
             epochs=options.epochs,
             overrides=options.dotted,
         )
-        going_on = options.resume and not _names_settings(options) and (folder / "config.yaml").exists()
-        summary = train_run(
-            None if going_on else experiment,
+        fresh = not (options.resume and (folder / "config.yaml").exists())
+        summaries[folder.name] = train_run(
+            experiment,
             folder,
             machine,
-            splits=splits,
+            splits=splits if fresh or options.splits or options.patient else None,
             max_minutes=options.max_minutes,
             resume=options.resume,
+            named=_named_settings(options),
             command=options.typed,
             listener=_teller(folder.name if options.fold == "all" else ""),
         )
-        _tell_scores(summary, "validation", options.json)
+    _tell_scores(summaries, "validation", options.json)
     return DONE
 
 
-def _names_settings(options: argparse.Namespace) -> bool:
-    """Whether a training's settings were typed, or just which run to go on with."""
-    settings = {"--model", "--block", "--protocol", "--grid", "--recipe", "--fraction", "--seed", "--steps", "--epochs"}
-    return bool(options.dotted) or any(word.split("=")[0] in settings for word in options.typed)
+# The setting of an experiment that each option of `train` names.
+SETTINGS = {
+    "--model": "model_name",
+    "--block": "model.middle.block.source",
+    "--protocol": "protocol",
+    "--grid": "grid",
+    "--recipe": "recipe_name",
+    "--fold": "fold",
+    "--fraction": "fraction",
+    "--seed": "seed",
+    "--tolerance-mm": "tolerance_mm",
+    "--steps": "recipe.steps",
+    "--epochs": "recipe.epochs",
+}
+
+
+def _named_settings(options: argparse.Namespace) -> list[str]:
+    """Which settings were typed: a resumed run must agree with these, and keeps its own for the others."""
+    typed = [word.split("=")[0] for word in options.typed if word.startswith("--")]
+    dotted = [word.split("=")[0].removeprefix("--") for word in options.dotted if word.startswith("--")]
+    return ["dataset", *(SETTINGS[word] for word in typed if word in SETTINGS), *dotted]
 
 
 def _add_predict(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -276,22 +308,27 @@ def _add_predict(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dicom-seg", action="store_true", help="write a DICOM segmentation beside a series' label map"
     )
+    parser.add_argument("--block", help="where the run's language block lies now, if its folder was moved")
+    parser.add_argument("--dataset", type=Path, help="where the run's data set lies now, if its folder was moved")
     parser.add_argument("--json", action="store_true")
     _add_machine(parser)
     parser.set_defaults(run=_predict)
 
 
 def _predict(options: argparse.Namespace) -> int:
+    from dataclasses import replace
+
     from medvisionllama.run import predict_files, predict_part
     from medvisionllama.run_folder import RunFolder, to_json
 
-    machine = _machine(options)
+    moved = str(options.dataset) if options.dataset else None
+    machine = replace(_machine(options), block_source=options.block, dataset=moved)
     if options.part:
         if options.out or options.dicom_seg:
             raise InputError("--part writes into the run folder", mend="Leave out --out and --dicom-seg.")
-        for path in options.paths:
-            for run in RunFolder(path).folds():
-                _tell_scores(predict_part(run, options.part, machine, listener=_teller()), options.part, options.json)
+        runs = [run for path in options.paths for run in RunFolder(path).folds()]
+        summaries = {str(run.path): predict_part(run, options.part, machine, listener=_teller()) for run in runs}
+        _tell_scores(summaries, options.part, options.json)
         return DONE
     if len(options.paths) < 2 or options.out is None:
         raise InputError(
@@ -300,7 +337,11 @@ def _predict(options: argparse.Namespace) -> int:
         )
     *runs, source = options.paths
     written = predict_files(runs, source, options.out, machine, dicom_seg=options.dicom_seg, listener=_teller())
-    print(to_json([str(path) for path in written]) if options.json else "\n".join(str(path) for path in written))
+    print(
+        to_json({"written": [str(path) for path in written]})
+        if options.json
+        else "\n".join(str(path) for path in written)
+    )
     return DONE
 
 
@@ -479,8 +520,12 @@ def _blocks_fetch(options: argparse.Namespace) -> int:
         offline=options.offline,
         progress=_teller().bytes,
     )
-    for result in found:
-        _print_object(asdict(result), options.json)
+    results = [asdict(result) for result in found]
+    if options.json and len(results) > 1:
+        _print_object({"layers": results}, options.json)
+    else:
+        for result in results:
+            _print_object(result, options.json)
     return DONE
 
 
@@ -530,6 +575,7 @@ def _add_benchmark(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="startup, block ...; an unknown name lists them")
     parser.add_argument("--out", type=Path, default=Path("benchmark.json"), help="file to write (default: %(default)s)")
     parser.add_argument("--data", type=Path, help="folder with the data sets, for benchmarks on real masks")
+    parser.add_argument("--only", nargs="+", default=[], metavar="MODEL", help="networks, for benchmarks of those")
     parser.set_defaults(run=_benchmark)
 
 
@@ -537,7 +583,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     from medvisionllama.experiments.benchmark import run_benchmark
     from medvisionllama.run_folder import to_json
 
-    print(to_json(run_benchmark(options.name, options.out, options.data)["measured"]))
+    print(to_json(run_benchmark(options.name, options.out, options.data, options.only)["measured"]))
     return DONE
 
 
@@ -582,15 +628,18 @@ def _whole(text: str, option: str) -> int:
         raise InputError(f"{option} {text}", expected="a whole number, or all") from error
 
 
-def _tell_scores(summary: dict[str, Any], part: str, as_json: bool) -> None:
+def _tell_scores(summaries: dict[str, dict[str, Any]], part: str, as_json: bool) -> None:
+    """One run's summary as one object, several runs' as one object by run; or a line a run."""
     from medvisionllama.run_folder import to_json
 
     if as_json:
-        print(to_json(summary))
+        print(to_json(next(iter(summaries.values())) if len(summaries) == 1 else summaries))
         return
-    scores = summary[part]
-    by_class = ", ".join(f"{name} {value:.4f}" for name, value in scores["dice"].items() if value is not None)
-    print(f"{summary['model']}: {part} Dice {scores['dice_mean']:.4f} ({by_class}), n = {scores['cases']}")
+    for summary in summaries.values():
+        scores = summary[part]
+        by_class = ", ".join(f"{name} {value:.4f}" for name, value in scores["dice"].items() if value is not None)
+        mean = "not known" if scores["dice_mean"] is None else f"{scores['dice_mean']:.4f}"
+        print(f"{summary['model']}: {part} Dice {mean} ({by_class}), n = {scores['cases']}")
 
 
 def _print_classes(summary: dict[str, Any]) -> None:
