@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from medvisionllama import checkpoint
 from medvisionllama.checkpoint import (
     load_tensors,
     model_tensors,
@@ -98,17 +98,20 @@ def test_any_reader_of_safetensors_reads_it(path: Path) -> None:
         assert json.loads(file.metadata()["notes"]) == {"step": 1}
 
 
-@pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), SafetensorError("I/O error: disk full")])
-def test_a_write_that_fails_leaves_the_old_file_and_no_litter(
-    path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
-) -> None:
-    save_tensors(path, {"a": torch.zeros(3)}, {"step": 1})
+def half_written(fault: BaseException) -> Callable[[Path, bytes], None]:
+    """A way of writing that stops in the middle."""
 
-    def half_written(tensors: object, part: Path, notes: object) -> None:
-        Path(part).write_bytes(b"half")
+    def write(part: Path, content: bytes) -> None:
+        with part.open("wb") as file:
+            file.write(content[: len(content) // 2])
         raise fault
 
-    monkeypatch.setattr(checkpoint, "save_file", half_written)
+    return write
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_litter(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tensors(path, {"a": torch.zeros(3)}, {"step": 1})
+    monkeypatch.setattr(Path, "write_bytes", half_written(OSError(28, "No space left on device")))
     with pytest.raises(InputError, match="cannot write"):
         save_tensors(path, {"a": torch.ones(3)}, {"step": 2})
     assert load_tensors(path)[1] == {"step": 1}
@@ -117,12 +120,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(
 
 def test_an_interrupted_write_leaves_the_old_file_and_no_litter(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_tensors(path, {"a": torch.zeros(3)}, {"step": 1})
-
-    def interrupted(tensors: object, part: Path, notes: object) -> None:
-        Path(part).write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoint, "save_file", interrupted)
+    monkeypatch.setattr(Path, "write_bytes", half_written(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         save_tensors(path, {"a": torch.ones(3)}, {"step": 2})
     assert load_tensors(path)[1] == {"step": 1}
@@ -153,6 +151,13 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
 
 
+def test_others_may_read_what_the_umask_lets_them(path: Path) -> None:
+    (path.parent).mkdir(parents=True, exist_ok=True)
+    (path.parent / "plain").write_bytes(b"")
+    save_tensors(path, {"a": torch.zeros(3)}, {})
+    assert path.stat().st_mode == (path.parent / "plain").stat().st_mode
+
+
 def spoilt(content: bytes) -> list[bytes]:
     return [b"", b"PK", content[: len(content) // 2], content[:-1], b"\0" * len(content), pickle.dumps({"a": 1})]
 
@@ -171,7 +176,7 @@ def test_damaged_and_foreign_files_are_refused_in_words(path: Path, tmp_path: Pa
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"notes": "[]"}])
 def test_a_file_without_our_notes_is_refused(path: Path, metadata: dict[str, str] | None) -> None:
     path.parent.mkdir()
-    checkpoint.save_file({"a": torch.zeros(1)}, path, metadata)
+    save_file({"a": torch.zeros(1)}, path, metadata)
     with pytest.raises(InputError, match="no notes"):
         load_tensors(path)
 

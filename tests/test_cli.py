@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -88,9 +89,14 @@ def test_json_is_one_object(phantom: Path, tmp_path: Path, capsys: pytest.Captur
     assert json.loads(capsys.readouterr().out)["model"] == "vit-u"
 
 
-def test_all_folds_are_trained_and_become_one_ensemble(phantom: Path, tmp_path: Path) -> None:
+def test_all_folds_are_trained_and_become_one_ensemble(
+    phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["train", str(phantom), "--run", str(tmp_path / "run"), "--fold", "all", *QUICK]) == 0
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [f"fold_{n}" for n in range(5)]
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "run"), "--part", "test", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 5, "several runs are one object"
     assert len(mvl.load(tmp_path / "run").segmenter.members) == 5
 
 
@@ -106,6 +112,20 @@ BAD = {
     "a block for a network without one": ["train", "{task}", "--run", "{tmp}/run", "--model", "vit-u", "--block", "x"],
     "an occupied run folder": ["train", "{task}", "--run", "{run}"],
     "a device that is not there": ["predict", "{run}", "{task}", "--out", "{tmp}/o", "--device", "cuda:77"],
+    "a device that computes nothing": ["predict", "{run}", "{task}", "--out", "{tmp}/o", "--device", "meta"],
+    "going on with another data set": ["train", "{tmp}", "--run", "{unfinished}", "--resume"],
+    "going on with another fold": ["train", "{task}", "--run", "{unfinished}", "--resume", "--fold", "2"],
+    "a patch the window does not hold": [
+        "train",
+        "{task}",
+        "--run",
+        "{tmp}/run",
+        "--model",
+        "vit-baseline",
+        "--model.patch_size",
+        "[32,32,32]",
+    ],
+    "a page of a folder that is no run": ["report", "{task}", "--out", "{tmp}/o"],
     "a run that is none": ["predict", "{task}", "{task}", "--out", "{tmp}/o"],
     "an input that is not there": ["predict", "{run}", "{tmp}/no.nii.gz", "--out", "{tmp}/o"],
     "predictions without --out": ["predict", "{run}", "{task}"],
@@ -118,7 +138,10 @@ BAD = {
 def test_bad_input_is_one_message_and_exit_2(
     arguments: list[str], phantom: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    filled = [a.format(tmp=tmp_path, task=phantom, run=run) for a in arguments]
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(run, unfinished)
+    (unfinished / "summary.json").unlink()
+    filled = [a.format(tmp=tmp_path, task=phantom, run=run, unfinished=unfinished) for a in arguments]
     assert main(filled) == 2
     told = capsys.readouterr()
     lines = told.err.strip().splitlines()
@@ -140,9 +163,18 @@ def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_unknown_options_are_refused() -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check", "x", "--no-such-option"],
+        ["train", "x", "--run", "y", "--max-minutes", "nan"],
+        ["train", "x", "--run", "y", "--max-minutes", "-3"],
+        ["demo", "--minutes", "nan"],
+    ],
+)
+def test_bad_usage_is_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(["check", "x", "--no-such-option"])
+        main(arguments)
     assert caught.value.code == 2
 
 

@@ -92,7 +92,8 @@ def test_the_plan_sizes_the_networks_ends() -> None:
     )
     model = Experiment("x").fitted_to(plan).model
     assert (model.in_channels, model.out_channels, model.input_size) == (2, 3, (16, 24, 32))
-    merged = Experiment("x").fitted_to(replace(plan, protocol="paper")).model
+    with_sigmoid = Experiment("x", recipe=load_recipe("paper-v2"))
+    merged = with_sigmoid.fitted_to(replace(plan, protocol="paper")).model
     assert merged.out_channels == 1
 
 

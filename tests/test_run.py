@@ -1,5 +1,6 @@
 """One experiment from top to bottom, on a small generated task."""
 
+import gzip
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -179,7 +180,9 @@ def test_going_on_with_other_settings_is_refused(phantom: Path, machine: Machine
     other = replace(what, seed=9, recipe=replace(what.recipe, learning_rate=0.5))
     with pytest.raises(InputError, match=r"seed 9 instead of 0.*learning_rate 0\.5"):
         train_run(other, tmp_path / "run", machine, resume=True)
-    train_run(what, tmp_path / "run", machine, resume=True)
+    # What was not named is the run's own.
+    train_run(other, tmp_path / "run", machine, resume=True, named=["dataset", "fold"])
+    assert read_experiment(tmp_path / "run" / "config.yaml").seed == 0
 
 
 def test_another_seed_gives_other_weights(phantom: Path, machine: Machine, tmp_path: Path) -> None:
@@ -206,6 +209,66 @@ def test_files_are_segmented_in_their_own_grid(phantom: Path, trained: Path, mac
         assert a.array.shape == b.array.shape
         assert np.array_equal(a.affine, b.affine)
         assert set(np.unique(b.array)) <= {0, 1, 2}
+
+
+def test_an_image_is_never_overwritten_by_its_label_map(
+    phantom: Path, trained: Path, machine: Machine, tmp_path: Path
+) -> None:
+    image = sorted((phantom / "imagesTr").glob("*.nii.gz"))[0]
+    scan = tmp_path / "scan.nii.gz"
+    scan.write_bytes(image.read_bytes())
+    for source in (scan, tmp_path):
+        with pytest.raises(InputError, match="would be overwritten"):
+            predict_files([trained], source, tmp_path, machine)
+    assert scan.read_bytes() == image.read_bytes()
+
+
+def test_files_of_one_name_and_two_endings_get_a_mask_each(
+    phantom: Path, trained: Path, machine: Machine, tmp_path: Path
+) -> None:
+    first, second = sorted((phantom / "imagesTr").glob("*.nii.gz"))[:2]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.nii.gz").write_bytes(first.read_bytes())
+    (tmp_path / "in" / "a.nii").write_bytes(gzip.decompress(second.read_bytes()))
+    written = predict_files([trained], tmp_path / "in", tmp_path / "out", machine)
+    assert {path.name for path in written} == {"a.nii", "a.nii.gz"}
+    shapes = {path.name: read_volume(path).array.shape for path in written}
+    assert shapes == {"a.nii.gz": read_volume(first).array.shape, "a.nii": read_volume(second).array.shape}
+
+
+@pytest.mark.parametrize(("protocol", "recipe"), [("native", "paper-v2"), ("paper", "native")])
+def test_a_loss_that_does_not_fit_the_output_is_refused(
+    protocol: str, recipe: str, phantom: Path, machine: Machine, tmp_path: Path
+) -> None:
+    what = make_experiment(phantom, model="vit-baseline", steps=2, protocol=protocol, recipe=recipe, grid=16)
+    with pytest.raises(InputError, match="loss"):
+        train_run(what, tmp_path / "run", machine)
+
+
+def test_a_moved_block_is_named_anew(phantom: Path, machine: Machine, tmp_path: Path, real_data: Path) -> None:
+    import shutil
+
+    source = real_data / "weights" / "stories260K" / "hf"
+    shutil.copytree(source, tmp_path / "here")
+    train_run(experiment(phantom, "medvisionllama", steps=1, block=str(tmp_path / "here")), tmp_path / "run", machine)
+    (tmp_path / "here").rename(tmp_path / "there")
+    with pytest.raises(InputError, match=r"run cannot be loaded.*--block"):
+        load_member(tmp_path / "run", machine)
+    load_member(tmp_path / "run", replace(machine, block_source=str(tmp_path / "there")))
+
+
+def test_a_full_disk_keeps_the_old_picture(
+    phantom: Path, trained: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: Any, **_: Any) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    pictures = {path: path.read_bytes() for path in (trained / "validation" / "pictures").iterdir()}
+    monkeypatch.setattr("numpy.savez_compressed", full)
+    with pytest.raises(InputError, match="No space left"):
+        predict_part(RunFolder(trained), "validation", machine)
+    assert {path: path.read_bytes() for path in pictures} == pictures
 
 
 def test_one_bad_file_does_not_stop_the_others(phantom: Path, trained: Path, machine: Machine, tmp_path: Path) -> None:

@@ -1,12 +1,16 @@
 """The training loop: schedules, what is optimised, and what a step is a function of."""
 
+import json
 import math
+import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from medvisionllama.data.augment import AugmentConfig
 from medvisionllama.data.dataset import BatchSource, PreparedCase
@@ -76,7 +80,16 @@ def test_validations_are_spread_evenly_and_the_last_is_at_the_end() -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [{"batch_size": 0}, {"steps": 0, "epochs": 0}, {"learning_rate": 0.0}, {"warmup": 1.0}, {"validations": -1}],
+    [
+        {"batch_size": 0},
+        {"steps": 0, "epochs": 0},
+        {"learning_rate": 0.0},
+        {"weight_decay": -1.0},
+        {"warmup": 1.0},
+        {"clip_norm": -1.0},
+        {"foreground_share": 7.0},
+        {"validations": -1},
+    ],
 )
 def test_impossible_recipes_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(InputError):
@@ -161,11 +174,39 @@ def test_the_best_validation_is_kept(tmp_path: Path) -> None:
         validate=validate,
     )  # fmt: skip
     assert (outcome.best_dice, outcome.best_step) == (0.9, 10)
-    from safetensors.torch import load_file
-
     saved = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(saved[name], kept[0.9][name]) for name in saved)
     assert any(not torch.equal(saved[name], kept[0.4][name]) for name in saved)
+
+
+def test_ctrl_c_ends_the_step_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal in the middle of step 7 leaves a checkpoint of seven whole steps; going on ends as if it never came."""
+    what = recipe(steps=13)
+    fit(network(), what, tmp_path / "whole")
+    steps_done = 0
+
+    def pressing(*arguments: Any) -> float:
+        nonlocal steps_done
+        steps_done += 1
+        if steps_done == 7:
+            signal.raise_signal(signal.SIGINT)
+        return train_step(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("medvisionllama.train.train_step", pressing)
+        with pytest.raises(KeyboardInterrupt):
+            fit(network(), what, tmp_path / "broken")
+    assert steps_done == 7
+    state = json.loads((tmp_path / "broken" / "checkpoint.json").read_text())
+    assert state["step"] == 7
+    assert len(state["losses"]) == 7
+    train(
+        network(), source(), what, RunFolder(tmp_path / "broken"), device=CPU, left_out=set(), notes={}, resume=True
+    )  # fmt: skip
+    whole, broken = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "broken"))
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    logs = [[entry["loss"] for entry in RunFolder(tmp_path / name).read_log()] for name in ("whole", "broken")]
+    assert logs[0] == logs[1]
 
 
 def test_resuming_without_a_checkpoint_is_told(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from medvisionllama.errors import InputError
@@ -24,12 +24,9 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, 
     Raises:
         InputError: The folder cannot be written, or has no room.
     """
-    text = json.dumps(notes)
+    content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {NOTES: json.dumps(notes)})
     with whole_file(path) as part:
-        try:
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, {NOTES: text})
-        except SafetensorError as error:  # how safetensors tells of a full disk
-            raise OSError(str(error)) from error
+        part.write_bytes(content)  # safetensors' own writing would leave the file to its owner alone
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -41,7 +38,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(NOTES)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copies: what is mapped from the file would keep it from being replaced on Windows.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         notes = json.loads(text) if text is not None else None
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(

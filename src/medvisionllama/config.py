@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -52,11 +52,24 @@ class Experiment:
     recipe: Recipe = field(default_factory=Recipe)
 
     def fitted_to(self, plan: Plan) -> Experiment:
-        """The experiment with the network's ends sized by the plan."""
-        model = replace(
-            self.model, in_channels=plan.in_channels, out_channels=plan.out_channels, input_size=plan.window
-        )
-        return replace(self, model=model)
+        """The experiment with the network's ends sized by the plan.
+
+        Raises:
+            InputError: The loss does not go with the plan's output, or the network cannot take the plan's window.
+        """
+        if self.recipe.for_softmax == plan.merged:
+            one, other = ("dice_bce or bce", "one sigmoid target") if plan.merged else ("dice_ce or ce", "a softmax")
+            raise InputError(
+                f"the {plan.protocol} protocol ends in {other}, which the loss does not fit",
+                got=f"loss {self.recipe.loss} of the recipe {self.recipe_name}",
+                expected=one,
+                mend="Leave out --recipe, or choose one made for this protocol.",
+            )
+        ends = {"in_channels": plan.in_channels, "out_channels": plan.out_channels, "input_size": plan.window}
+        try:
+            return replace(self, model=replace(self.model, **ends))  # type: ignore[arg-type]
+        except ValueError as error:
+            raise InputError(f"{self.model_name} does not fit the plan", got=str(error)) from error
 
     def lasting(self, training_cases: int) -> Experiment:
         """The experiment with epochs turned into steps, once the number of training cases is known."""
@@ -133,7 +146,7 @@ def load_recipe(name: str) -> Recipe:
         text = Path(name).read_text(encoding="utf-8")
     else:
         expected = f"one of {', '.join(recipe_names())}, or a YAML file"
-        raise InputError(f"no recipe is called {name!r}", expected=expected)
+        raise InputError(f"no recipe is called {name!r}", expected=expected, mend="Choose one of these.")
     parser = _parser()
     parser.add_argument("--recipe", type=Recipe)
     recipe: Recipe = _parsed(parser, {"recipe": _yaml(text, name)}, f"the recipe {name}").recipe
@@ -175,21 +188,29 @@ def read_experiment(path: Path) -> Experiment:
     return experiment
 
 
-def refuse_other(stored: Experiment, asked: Experiment, where: str) -> None:
-    """Make sure that a run that goes on is asked for with its own settings. A length not asked for may differ.
+def refuse_other(stored: Experiment, asked: Experiment, named: Collection[str], where: str) -> None:
+    """Make sure that a run that goes on is asked for with its own settings, as far as they were named.
+
+    Args:
+        stored: The run's own.
+        asked: What was asked for.
+        named: The settings that were named, with dots; those below them count as named too.
+        where: The run's config.yaml.
 
     Raises:
         InputError: Naming the settings that differ.
     """
-    if not asked.recipe.steps:
-        asked = replace(asked, recipe=replace(asked.recipe, steps=stored.recipe.steps))
     has, wants = _flat(_plain(asdict(stored))), _flat(_plain(asdict(asked)))
-    differ = [f"{key} {wants[key]} instead of {has[key]}" for key in has if has[key] != wants[key]]
+    differ = [
+        f"{key} {wants.get(key)} instead of {value}"
+        for key, value in has.items()
+        if wants.get(key) != value and any(key == name or key.startswith(f"{name}.") for name in named)
+    ]
     if differ:
         raise InputError(
             f"{where} was started with other settings",
             got="; ".join(differ[:4]) + (f" and {len(differ) - 4} more" if len(differ) > 4 else ""),
-            mend="Leave the settings out, since a resumed run keeps its own, or name another folder.",
+            mend="Leave them out, since a resumed run keeps its own, or name another folder.",
         )
 
 

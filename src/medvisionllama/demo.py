@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ CASES = 40
 TOLERANCE_MM = 1.0  # about a voxel of the phantom
 # Generating, preparing, segmenting and drawing take about this long on two cores; training gets the rest.
 MINUTES_BESIDE_TRAINING = 1.0
+LEFT_BEHIND = {"phantom", "runs", "index.html", "figures", "viewer"}
 # The slower network goes first, and its number of steps is the other's too: an equal budget for both.
 NETWORKS = ("medvisionllama-u", "vit-u")
 
@@ -33,7 +35,7 @@ def run_demo(
     """Do all of it below ``out`` and return the page.
 
     Args:
-        out: A new or empty folder.
+        out: A new or empty folder, or that of an earlier demo, which is done anew.
         machine: Where to compute.
         minutes: About how long all of it may take.
         seed: Of the phantom and of both networks.
@@ -43,13 +45,13 @@ def run_demo(
     Raises:
         InputError: ``out`` is occupied, or too little time is given.
     """
-    if out.is_dir() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty", mend="Name another folder by --out.")
+    _clear(out)
     for_each = (minutes - MINUTES_BESIDE_TRAINING) / len(NETWORKS)
     if for_each <= 0:
         raise InputError(f"--minutes {minutes:g}", expected=f"more than {MINUTES_BESIDE_TRAINING:g}")
     listener_named("").note(f"Generating {CASES} phantom cases in {out / 'phantom'}")
-    task = write_phantom_task(out / "phantom", cases=CASES, seed=seed)
+    counted = listener_named("").counted("Generating")
+    task = write_phantom_task(out / "phantom", cases=CASES, seed=seed, progress=counted)
     runs: list[Path] = []
     steps: int | None = None
     for network in NETWORKS:
@@ -73,3 +75,13 @@ def run_demo(
         told = ", ".join(f"{part} Dice {summary[part]['dice_mean']:.3f}" for part in ("validation", "test"))
         teller.note(f"{summary['model']}: {told} after {summary['steps']} steps")
     return page
+
+
+def _clear(out: Path) -> None:
+    """Empty an earlier demo's folder; anything else that holds something is refused."""
+    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if found - LEFT_BEHIND or (found and "phantom" not in found):
+        raise InputError(f"{out} is not empty", mend="Name another folder by --out.")
+    for name in found:
+        path = out / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -88,7 +88,7 @@ def write_maps(path: Path, picture: dict[str, Array], stages: Sequence[str], map
     """
     arrays = picture | {"stages": np.array(stages), "maps": maps_SIJK.astype(np.float32)}
     with whole_file(path) as part, part.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # arrays, not options
 
 
 def stage_names(model: MedVisionLlama) -> list[str]:

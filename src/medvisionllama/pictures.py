@@ -74,7 +74,7 @@ def keep_pictures(out: Path, task: Task, plan: Plan, rows: Sequence[ScoreRow]) -
         prediction = read_label_map(out / "predictions" / f"{name}.nii.gz")
         arrays = picture_arrays(case.read_image(), prediction, reference_of(case, plan))
         with whole_file(out / "pictures" / f"{name}.npz") as part, part.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # arrays, not options
 
 
 def picture_arrays(image: Volume, prediction: Volume, reference: Volume | None) -> dict[str, Array]:

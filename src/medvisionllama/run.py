@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -17,7 +17,7 @@ from medvisionllama.data.dataset import BatchSource, prepare, refuse_unusable
 from medvisionllama.data.decathlon import Case, Task, read_task
 from medvisionllama.data.dicom import is_dicom_folder, read_series
 from medvisionllama.data.dicom_seg import refuse_seg, write_seg
-from medvisionllama.data.nifti import case_name, read_label_map, read_volume, write_label_map
+from medvisionllama.data.nifti import ENDINGS, case_name, read_label_map, read_volume, write_label_map
 from medvisionllama.data.plan import Plan, make_plan, read_plan, write_plan
 from medvisionllama.data.preprocess import label_to_model_grid
 from medvisionllama.data.splits import Splits, make_splits, read_splits, write_splits
@@ -28,11 +28,13 @@ from medvisionllama.language.block import BlockIdentity, verify
 from medvisionllama.language.fetch import fetch_block
 from medvisionllama.language.norms import NormWatch
 from medvisionllama.models.medvisionllama import MedVisionLlama, build
+from medvisionllama.models.zoo import with_block
 from medvisionllama.pictures import VolumeRow, keep_pictures, reference_of, volume_rows, write_volumes
 from medvisionllama.predict import Member, Segmenter, dice_on_model_grid
 from medvisionllama.provenance import environment, parameters, stages
 from medvisionllama.run_folder import FORMAT_VERSION, RunFolder, ScoreRow, read_json, write_json, write_scores
 from medvisionllama.train import Outcome, seconds_per_step, train
+from medvisionllama.whole_file import whole_file
 
 T = TypeVar("T")
 # Of `--max-minutes`, what training itself gets; the rest is for validating, segmenting and scoring.
@@ -48,6 +50,10 @@ class Listener(Protocol):
 
     def training(self, entry: dict[str, Any], steps: int) -> None:
         """One log entry of a training of ``steps`` steps."""
+        ...
+
+    def counted(self, what: str) -> Callable[[int, int], None]:
+        """A function to be told how many items are done, of how many."""
         ...
 
     def bytes(self, what: str, arrived: int, total: int) -> None:
@@ -69,6 +75,10 @@ class Silent:
     def training(self, entry: dict[str, Any], steps: int) -> None:
         """Nothing."""
 
+    def counted(self, what: str) -> Callable[[int, int], None]:
+        """A function that does nothing."""
+        return lambda done, total: None
+
     def bytes(self, what: str, arrived: int, total: int) -> None:
         """Nothing."""
 
@@ -86,6 +96,8 @@ class Machine:
         block_cache: Where fetched blocks lie; None for where `blocks fetch` puts them.
         offline: Never ask a hub.
         checkpoint_seconds: At least this long between a training's checkpoints.
+        block_source: Where a run's language block lies now, if its folder was moved; its hash is compared all the same.
+        dataset: Where a run's data set lies now, if its folder was moved.
     """
 
     device: torch.device
@@ -93,6 +105,8 @@ class Machine:
     block_cache: Path | None = None
     offline: bool = False
     checkpoint_seconds: float = 30.0
+    block_source: str | None = None
+    dataset: str | None = None
 
 
 def default_cache() -> Path:
@@ -108,8 +122,8 @@ def choose_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(
             f"no device {name!r} here", got=str(error).splitlines()[0], mend="Use --device cpu, or leave it out."
         ) from error
@@ -124,6 +138,7 @@ def train_run(
     splits: Splits | None = None,
     max_minutes: float | None = None,
     resume: bool = False,
+    named: Collection[str] | None = None,
     command: Sequence[str] = (),
     listener: Listener | None = None,
 ) -> dict[str, Any]:
@@ -136,6 +151,7 @@ def train_run(
         splits: Which cases train and validate; None to draw them from seed 0.
         max_minutes: Turned once into a number of steps, which is stored.
         resume: Go on where the folder's checkpoint stands; a finished run is left as it is.
+        named: With ``resume``, which of the experiment's settings must be the folder's own; None for all of them.
         command: What the user typed, kept for the page.
         listener: Who is told of the progress.
 
@@ -144,22 +160,24 @@ def train_run(
     """
     listener = listener or Silent()
     run = RunFolder(folder)
+    run.refuse_other_version()
     if resume and run.finished:
         listener.note(f"{folder} is finished already")
         summary: dict[str, Any] = read_json(run.summary)
         return summary
     resume = resume and run.config.exists()
-    setup = _stored(run, experiment) if resume else _planned(experiment, run, splits)
+    setup = _stored(run, experiment, named, splits) if resume else _planned(experiment, run, splits)
+    _refuse_unwritable(run.path)
+    _fetch_block(setup.experiment, machine, listener)
     plan, fold, fraction = setup.plan, setup.experiment.fold, setup.experiment.fraction
     training = _cases(setup.task, setup.splits.training(fold, fraction))
     validation = _cases(setup.task, setup.splits.validation(fold))
     prepared = prepare(training, plan, machine.cache / "prepared", lambda c: listener.track(list(c), "Preparing"))
-    to_validate = prepare(validation, plan, machine.cache / "prepared")
+    to_validate = prepare(validation, plan, machine.cache / "prepared", lambda c: listener.track(list(c), "Preparing"))
 
     experiment = setup.experiment.lasting(len(training))
     seed, recipe = experiment.seed, experiment.recipe
     batches = BatchSource(prepared, plan.window, recipe.batch_size, recipe.foreground_share, seed)
-    _fetch_block(experiment, machine, listener)
     model = build(experiment.model, seed=seed, cache=machine.block_cache, offline=machine.offline)
     identity = model.block.identity if model.block is not None else None
     model.to(machine.device)
@@ -231,12 +249,26 @@ def _planned(experiment: Experiment | None, run: RunFolder, splits: Splits | Non
     return _Setup(experiment.fitted_to(plan), task, splits, plan)
 
 
-def _stored(run: RunFolder, asked: Experiment | None) -> _Setup:
+def _stored(run: RunFolder, asked: Experiment | None, named: Collection[str] | None, splits: Splits | None) -> _Setup:
     """An interrupted run's own; what is asked for must not contradict it."""
-    experiment, plan, splits = read_experiment(run.config), read_plan(run.plan), read_splits(run.splits)
+    experiment, plan, stored = read_experiment(run.config), read_plan(run.plan), read_splits(run.splits)
+    if splits is not None and splits.to_dict() != stored.to_dict():
+        raise InputError(f"{run.splits} holds other splits than asked for", mend="Leave out --splits and --patient.")
     if asked is not None:
-        refuse_other(experiment, asked.fitted_to(plan), str(run.config))
-    return _Setup(experiment, read_task(experiment.dataset), splits, plan)
+        if named is None:
+            steps = asked.recipe.steps or experiment.recipe.steps
+            asked = replace(asked.fitted_to(plan), recipe=replace(asked.recipe, steps=steps))
+            named = tuple(asdict(asked))
+        refuse_other(experiment, asked, named, str(run.config))
+    return _Setup(experiment, read_task(experiment.dataset), stored, plan)
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """Find out before anything is computed whether its result can be kept."""
+    trial = folder / ".writable"
+    with whole_file(trial) as part:
+        part.touch()
+    trial.unlink(missing_ok=True)
 
 
 class Loaded:
@@ -279,6 +311,7 @@ def load_member(folder: Path, machine: Machine) -> Member:
         InputError: The folder holds no finished weights, is of another version, or the block is not the same.
     """
     run = RunFolder(folder)
+    run.refuse_other_version()
     experiment, plan = read_experiment(run.config), read_plan(run.plan)
     if not run.model.exists():
         raise InputError(
@@ -286,8 +319,19 @@ def load_member(folder: Path, machine: Machine) -> Member:
             mend=f"Finish it with `medvisionllama train {experiment.dataset} --run {folder} --resume`.",
         )
     tensors, notes = load_tensors(run.model)
-    model = build(experiment.model, seed=experiment.seed, cache=machine.block_cache, offline=machine.offline)
+    config = experiment.model
+    if machine.block_source is not None and config.middle.kind != "none":
+        config = with_block(config, machine.block_source)
+    try:
+        model = build(config, seed=experiment.seed, cache=machine.block_cache, offline=machine.offline)
+    except InputError as error:
+        mend = f"{error.mend} If a folder was moved, name its new place by --block."
+        raise InputError(
+            f"the language block of {folder} cannot be loaded: {error.fault_in_full}", mend=mend
+        ) from error
     if model.block is not None:
+        if not isinstance(notes.get("block"), dict):
+            raise InputError(f"{run.model} was trained without the language block that {run.config} names")
         verify(model.block, BlockIdentity.from_dict(notes["block"]))
     put_model_tensors(model, tensors, model.left_out_of_files())
     return Member(model.to(machine.device).eval(), plan)
@@ -319,8 +363,10 @@ def predict_part(run: RunFolder, part: str, machine: Machine, *, listener: Liste
         InputError: The run is not finished, its data set is gone, or the part is empty.
     """
     listener = listener or Silent()
+    run.refuse_other_version()
     experiment, plan, splits = read_experiment(run.config), read_plan(run.plan), read_splits(run.splits)
-    task = read_task(experiment.dataset)
+    _note_unfinished([run], listener)
+    task = read_task(machine.dataset or experiment.dataset)
     names = splits.test if part == "test" else splits.validation(experiment.fold)
     if not names:
         raise InputError(f"the run's split has no {part} part", mend="Add cases, or ask for the other part.")
@@ -376,13 +422,21 @@ def predict_files(
     """
     listener = listener or Silent()
     images = _images(source)
+    targets = [out / (path.name if path.name.endswith(ENDINGS) else f"{path.name}.nii.gz") for path in images]
+    inputs = {path.resolve() for path in images}
+    for target in targets:
+        if target.resolve() in inputs:
+            raise InputError(
+                f"{target} would be overwritten by its own label map", mend="Name another folder by --out."
+            )
     if dicom_seg:
         refuse_seg(source, out)
+    _refuse_unwritable(out)
     segmenter = load_segmenter(folders, machine)
+    _note_unfinished([run for folder in folders for run in RunFolder(folder).folds()], listener)
     written, faults = [], []
-    for path in listener.track(images, "Segmenting"):
+    for path, target in listener.track(list(zip(images, targets, strict=True)), "Segmenting"):
         try:
-            target = out / (path.name if path.name.endswith(".nii.gz") else f"{case_name(path)}.nii.gz")
             write_label_map(segmenter.segment(_read_image(path), str(path)), target)
             written.append(target)
         except InputError as error:
@@ -395,6 +449,12 @@ def predict_files(
         write_seg(read_label_map(written[0]), source, Loaded(segmenter).classes, segmentation)
         written.append(segmentation)
     return written
+
+
+def _note_unfinished(runs: Iterable[RunFolder], listener: Listener) -> None:
+    for run in runs:
+        if not run.summary.exists():
+            listener.note(f"{run.path} is not trained to its end: the best weights so far are used")
 
 
 def _cases(task: Task, names: Iterable[str]) -> list[Case]:

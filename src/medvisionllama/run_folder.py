@@ -12,7 +12,7 @@ import csv
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,17 @@ _EVALUATE_AGAIN = "Write it anew with `medvisionllama evaluate`."
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One measured number: ``value`` is NaN where the metric has no meaning (both masks empty)."""
+    """One measured number: ``value`` is NaN where the metric has no meaning (both masks empty).
+
+    ``outcome`` is what the voxels were counted to say: ``both``, ``missed``, ``false_alarms`` or ``absent``; None where
+    nobody counted, as in rows read back. The table has no column for it: ``summary.json`` keeps it.
+    """
 
     case: str
     class_name: str
     metric: str
     value: float
+    outcome: str | None = field(default=None, compare=False)
 
 
 class RunFolder:
@@ -51,6 +56,27 @@ class RunFolder:
         self.checkpoint_state = self.path / "checkpoint.json"
         self.environment = self.path / "environment.json"
         self.summary = self.path / "summary.json"
+
+    def refuse_other_version(self) -> None:
+        """Make sure that this version of the program understands what lies here.
+
+        Raises:
+            InputError: ``config.yaml``, ``plan.json`` or ``summary.json`` is of another format.
+        """
+        for path in (self.config, self.plan, self.summary):
+            if path.exists() and (found := _format_of(path)) != FORMAT_VERSION:
+                raise InputError(
+                    f"{path} is of another version",
+                    got=f"format {found}",
+                    expected=f"format {FORMAT_VERSION}",
+                    mend="Train again, or use the version of medvisionllama that wrote it.",
+                )
+
+    @property
+    def left_anything(self) -> bool:
+        """Whether any file or part of a run lies here."""
+        files = (self.config, self.plan, self.log, self.model, self.environment, self.summary)
+        return any(path.exists() for path in (*files, *(self.part(part) for part in PARTS)))
 
     @property
     def finished(self) -> bool:
@@ -93,6 +119,15 @@ class RunFolder:
         """Drop entries after ``step``: what a resumed run will write again."""
         kept = [entry for entry in self.read_log() if entry.get("step", 0) <= step]
         write_text(self.log, "".join(to_json(entry, indent=None) + "\n" for entry in kept))
+
+
+def _format_of(path: Path) -> object:
+    if path.suffix == ".json":
+        content = read_json(path)
+        return content.get("format", FORMAT_VERSION) if isinstance(content, dict) else None
+    # The first line of config.yaml, read without a YAML library: floor 1 has none.
+    first = path.read_text(encoding="utf-8").partition("\n")[0].partition(":")
+    return int(first[2]) if first[0] == "format" and first[2].strip().isdigit() else None
 
 
 def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,12 +79,22 @@ class Recipe:
                 got=f"batch_size {self.batch_size}, steps {self.steps}, epochs {self.epochs}",
                 mend="Set batch_size and one of steps or epochs to at least 1.",
             )
-        if self.learning_rate <= 0 or not 0 <= self.warmup < 1 or self.validations < 0:
-            raise InputError(
-                "a recipe with impossible values",
-                got=f"learning_rate {self.learning_rate}, warmup {self.warmup}, validations {self.validations}",
-                expected="learning_rate above 0, warmup within 0..1, validations of 0 or more",
-            )
+        allowed = {
+            "learning_rate": (self.learning_rate > 0, "above 0"),
+            "weight_decay": (self.weight_decay >= 0, "0 or more"),
+            "warmup": (0 <= self.warmup < 1, "0 or more, below 1"),
+            "clip_norm": (self.clip_norm >= 0, "0 (none) or more"),
+            "foreground_share": (0 <= self.foreground_share <= 1, "0 to 1"),
+            "validations": (self.validations >= 0, "0 or more"),
+        }
+        for name, (holds, expected) in allowed.items():
+            if not holds:
+                raise InputError(f"a recipe's {name}", got=str(getattr(self, name)), expected=expected)
+
+    @property
+    def for_softmax(self) -> bool:
+        """Whether the loss compares classes with one another, background among them; else each target by itself."""
+        return self.loss in ("dice_ce", "ce")
 
     def rate(self, step: int) -> float:
         """The learning rate of step ``step`` (from 0)."""
@@ -126,6 +138,7 @@ class _State:
     seconds: float = 0.0
     best_step: int = 0
     best_dice: float | None = None
+    losses: list[float] = field(default_factory=list)  # since the last log entry
 
 
 Validate = Callable[[nn.Module], dict[str, float]]
@@ -174,11 +187,13 @@ def train(
     started = time.perf_counter() - state.seconds
     saved_at = time.perf_counter()
     validations = recipe.validation_steps() if validate is not None else set()
-    losses: list[float] = []
     model.train()
+    interrupted = False
     for step in range(state.step, recipe.steps):
-        loss = train_step(model, optimizer, batches, recipe, step, device)
-        losses.append(loss)
+        with _interruption_held_back() as held_back:
+            loss = train_step(model, optimizer, batches, recipe, step, device)
+        interrupted = interrupted or held_back()
+        state.losses.append(loss)
         if not math.isfinite(loss):
             raise InputError(
                 f"the loss is no longer finite at step {step + 1}",
@@ -188,8 +203,8 @@ def train(
         done = step + 1
         entry: dict[str, Any] = {"step": done, "seconds": round(time.perf_counter() - started, 3)}
         if done % LOG_EVERY_STEPS == 0 or done == recipe.steps or done in validations:
-            entry |= {"loss": sum(losses) / len(losses), "learning_rate": recipe.rate(step)} | observe()
-            losses = []
+            entry |= {"loss": sum(state.losses) / len(state.losses), "learning_rate": recipe.rate(step)} | observe()
+            state.losses = []
             if done in validations and validate is not None:
                 dice = validate(model)
                 model.train()
@@ -202,9 +217,11 @@ def train(
             run.append_log(entry)
             report(entry)
         state.step, state.seconds = done, time.perf_counter() - started
-        if time.perf_counter() - saved_at > checkpoint_seconds and not losses:
+        if interrupted or time.perf_counter() - saved_at > checkpoint_seconds:
             _save(run, model, optimizer, left_out, state)
             saved_at = time.perf_counter()
+        if interrupted:
+            raise KeyboardInterrupt
     if state.best_dice is None:
         state.best_step = recipe.steps
         save_tensors(run.model, model_tensors(model, left_out), notes | {"step": recipe.steps})
@@ -281,6 +298,23 @@ def _dropout_drawn_from(seed: int, step: int, device: torch.device) -> Iterator[
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed((seed * 0x94D049BB133111EB + step * 0x9E3779B97F4A7C15 + 1) % 2**63)
         yield
+
+
+@contextmanager
+def _interruption_held_back() -> Iterator[Callable[[], bool]]:
+    """Let a step end before Ctrl-C is heeded: yields a function that says afterwards whether it was pressed.
+
+    Signals reach the main thread alone; elsewhere nothing is held back.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _save(

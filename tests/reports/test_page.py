@@ -123,19 +123,30 @@ def test_an_interrupted_run_says_so(run: Path, tmp_path: Path) -> None:
     assert "Training loss" in page.text
 
 
-def test_an_empty_folder_is_a_page_of_gaps(tmp_path: Path) -> None:
+def test_a_run_that_just_began_is_a_page_of_gaps(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("format: 1\n")
     page = Page(write_page([tmp_path / "run"], tmp_path / "out"))
     for gap in ("No training summary", "No record of the machine", "No training log", "No scores"):
         assert gap in page.text
 
 
-def test_a_run_of_another_version_says_so_and_shows_what_it_has(run: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "a.nii.gz").touch()
+    with pytest.raises(InputError, match="not a run folder"):
+        write_page([tmp_path / "scans"], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("summary.json", '{"format": 99}'), ("plan.json", '{"format": 99}'), ("config.yaml", "format: 99\n")],
+)
+def test_a_run_of_another_version_is_refused(name: str, content: str, run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("pictures"))
-    write_json(tmp_path / "run" / "summary.json", {"format": 99, "classes": ["a"], "cases": 3, "parameters": None})
-    page = Page(write_page([tmp_path / "run"], tmp_path / "out"))
-    assert "The training summary is of format 99; this version reads 1" in page.text
-    assert "Anterior" in page.text
+    (tmp_path / "run" / name).write_text(content)
+    with pytest.raises(InputError, match=r"another version.*format 99"):
+        write_page([tmp_path / "run"], tmp_path / "out")
 
 
 def test_cases_without_reference_are_still_shown(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvisionllama.errors import InputError
-from medvisionllama.run_folder import FORMAT_VERSION, GRIDS, PARTS, RunFolder, ScoreRow, read_json, read_scores
+from medvisionllama.run_folder import GRIDS, PARTS, RunFolder, ScoreRow, read_json, read_scores
 
 # What NumPy raises for a file of arrays that is missing, torn, or lacks an array.
 BROKEN_ARRAYS = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -183,24 +183,27 @@ def read_run(path: Path) -> RunContents:
     """Read one run folder, folds below it included.
 
     Raises:
-        InputError: ``path`` is not a folder.
+        InputError: ``path`` is not a folder, no run's, or one of another version.
     """
     path = Path(path)
     if not path.is_dir():
         raise InputError(f"{path} is not a run folder", mend="Name a folder that `medvisionllama train` has made.")
     folder = RunFolder(path)
     members = folder.folds()
+    if not any(member.left_anything for member in members):
+        raise InputError(
+            f"{path} is not a run folder",
+            got="none of a run's files",
+            mend="Name a folder that `medvisionllama train` has made.",
+        )
+    for member in members:
+        member.refuse_other_version()
     missing: list[str] = []
     summary = _read_first([folder.summary, *(member.summary for member in members)], "training summary", missing)
     environment = _read_first(
         [folder.environment, *(member.environment for member in members)], "record of the machine", missing
     )
     logs = {member.path.name if member.path != path else "": member.read_log() for member in members}
-    if summary.get("format", FORMAT_VERSION) != FORMAT_VERSION:
-        missing.append(
-            f"The training summary is of format {summary['format']}; this version reads {FORMAT_VERSION}: left out."
-        )
-        summary = {}
     missing += _gaps_in_training(members, logs)
     parts = _read_parts(folder, members, missing)
     if not parts:
