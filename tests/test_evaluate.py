@@ -3,10 +3,12 @@
 import csv
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 
+import medvisionllama as mvl
 from medvisionllama.data.decathlon import Task
 from medvisionllama.data.nifti import read_label_map, write_label_map, write_volume
 from medvisionllama.errors import InputError
@@ -82,6 +84,22 @@ def test_missed_false_alarm_absent():
         assert outcome_of(scores) == outcome
     assert all(math.isnan(value) for value in found["c", "three"].values())
     assert outcome_of(found["c", "three"]) == "absent"
+
+
+@pytest.mark.parametrize("tolerance_mm", [None, 0.0, 1.0])
+def test_the_exact_opposite_is_no_false_alarm(tolerance_mm):
+    reference = Volume(np.zeros((6, 6, 6), np.uint8), AFFINE)
+    reference.array[2:4, 2:4, 2:4] = 1
+    opposite = reference.with_array(1 - reference.array)
+    everything = reference.with_array(np.ones((6, 6, 6), np.uint8))
+    nothing = reference.with_array(np.zeros((6, 6, 6), np.uint8))
+    for prediction, against, outcome in ((opposite, reference, "both"), (everything, nothing, "false_alarms")):
+        rows = score_volume(prediction, against, [ONE], tolerance_mm, "c")
+        assert {row.outcome for row in rows} == {outcome}
+        counts = summarise(rows, tolerance_mm)["classes"]["one"]
+        assert counts["false_alarms"] == (outcome == "false_alarms")
+        if tolerance_mm is not None:  # their surface is one: the table alone tells
+            assert outcome_of(cells(rows)["c", "one"]) == outcome
 
 
 def test_masks_that_do_not_touch_are_neither_missed_nor_false():
@@ -169,12 +187,44 @@ def test_labels_in_order_without_background():
     assert labels_in(Volume(np.zeros((2, 2, 2)), AFFINE)) == []
 
 
+def test_errors_about_labels_name_the_file(tmp_path):
+    write_label_map(label_map(), tmp_path / "good.nii.gz")
+    write_label_map(Volume(label_map().array.astype(np.int8) - 1, AFFINE), tmp_path / "hip_2.nii.gz")
+    for pair in (("hip_2.nii.gz", "good.nii.gz"), ("good.nii.gz", "hip_2.nii.gz")):
+        with pytest.raises(InputError, match=r"hip_2\.nii\.gz has negative labels"):
+            score(*[tmp_path / name for name in pair])
+
+
+def test_an_array_without_its_place_is_refused():
+    with pytest.raises(InputError, match=r"the prediction does not say.*got ndarray.*Volume"):
+        score(label_map().array, label_map())
+    with pytest.raises(InputError, match="the reference does not say"):
+        score(label_map(), label_map().array)
+
+
+def test_what_a_user_needs_to_score_is_offered():
+    assert mvl.Target is Target
+    assert mvl.score is score
+    assert "Target" in mvl.__all__
+
+
+def test_another_shape_tells_how_far_away_it_lies():
+    far = AFFINE.copy()
+    far[:3, 3] = (0, 30, 40 - 2.5)  # one voxel longer on either side along K
+    prediction = Volume(np.zeros((14, 12, 12), np.uint8), far)
+    with pytest.raises(InputError, match="centre 50 mm away"):
+        score_volume(prediction, label_map(), [ONE], 1.0, "c")
+
+
 # --- targets
 
 
 def test_regions_are_read_by_number_and_name():
     assert parse_region("whole=1, 2,4") == Target("whole", (1, 2, 4))
     assert parse_region("core=necrosis,4", {1: "necrosis", 2: "edema"}) == Target("core", (1, 4))
+    classes = {1: "tumour, necrotic", 2: "tumour", 3: "necrotic, old", 4: "a=b"}
+    assert parse_region("x=tumour, necrotic,2", classes) == Target("x", (1, 2))
+    assert parse_region("x= tumour,necrotic, old ,a=b", classes) == Target("x", (2, 3, 4))
     for text in ("whole", "whole=", "whole=edema", "=1"):
         with pytest.raises(InputError):
             parse_region(text, {1: "necrosis"})
@@ -203,12 +253,12 @@ def rows_of(name, **values):
 
 def test_summary_counts_outcomes_and_leaves_absent_out():
     nothing = dict.fromkeys(METRICS, math.nan)
-    missed = {"dice": 0.0, "specificity": 1.0, "hd95_mm": 100.0}
+    missed = {"dice": 0.0, "nsd": 0.0, "specificity": 1.0, "hd95_mm": 100.0}
     rows = [
         *rows_of("one", dice=0.8, hd95_mm=2.0)("a"),
         *rows_of("one", **missed)("b"),
         *rows_of("one", **nothing)("c"),
-        *rows_of("two", dice=0.0, specificity=0.7, accuracy=0.7)("a"),
+        *rows_of("two", dice=0.0, nsd=0.0, specificity=0.7, accuracy=0.7)("a"),
     ]
     summary = summarise(rows, 2.0, "model")
     one = summary["classes"]["one"]
@@ -219,6 +269,8 @@ def test_summary_counts_outcomes_and_leaves_absent_out():
     assert one["dice"]["n"] == 2
     assert one["hd95_mm"]["mean"] == 51
     assert (summary["tolerance_mm"], summary["grid"], summary["cases"]) == (2.0, "model", 3)
+    assert summary["outcomes"]["one"] == {"missed": ["b"], "false_alarms": [], "absent": ["c"]}
+    assert [summary["overall"][name] for name in ("missed", "false_alarms", "absent")] == [1, 1, 1]
     # Case a: mean of 0.8 and 0; case b: 0; case c has nothing to say.
     assert summary["overall"]["dice"]["mean"] == pytest.approx(0.2)
     assert summary["overall"]["dice"]["n"] == 2
@@ -293,6 +345,14 @@ def test_a_missing_prediction_is_named_or_scored_as_missed(folders):
     assert "case_1" in summary["notes"][0]
 
 
+def test_an_empty_folder_of_predictions_may_be_scored_as_all_missed(folders, tmp_path):
+    (tmp_path / "empty").mkdir()
+    summary = evaluate_folders(tmp_path / "empty", *folders[1:], allow_missing=True)
+    assert (summary["overall"]["missed"], summary["overall"]["dice"]["mean"]) == (6, 0)
+    with pytest.raises(InputError, match="no folder"):
+        evaluate_folders(tmp_path / "nowhere", *folders[1:], allow_missing=True)
+
+
 def test_only_the_cases_asked_for(folders):
     predictions, *_ = folders
     (predictions / "case_1.nii.gz").unlink()
@@ -323,6 +383,36 @@ def test_another_grid_is_refused_unless_resampling_is_asked_for(folders):
     assert "case_0" in summary["notes"][0]
     dice = {row.case: row.value for row in read_scores(folders[2] / "scores.csv") if row.metric == "dice"}
     assert dice["case_0"] == 1
+
+
+def test_resampling_does_not_turn_a_wrong_affine_into_a_missed_structure(folders):
+    predictions, references, _ = folders
+    reference = read_label_map(references / "case_0.nii.gz")
+    grid = reference.grid
+    away = grid.affine.copy()
+    away[0, 3] += 500
+    write_label_map(Volume(reference.array, away), predictions / "case_0.nii.gz")
+    with pytest.raises(InputError, match=r"case_0.*wholly outside.*centres 500 mm apart"):
+        evaluate_folders(*folders, resample=True)
+    # Turned by 45 degrees and beside it: their boxes along the world's axes meet, the images do not.
+    turned = np.eye(4)
+    turned[:2, :2] = np.array([[1, -1], [1, 1]]) / np.sqrt(2)
+    turned[:3, 3] = (20, -5, 0)
+    write_label_map(Volume(np.ones((14, 12, 10), np.uint8), turned), predictions / "case_0.nii.gz")
+    with pytest.raises(InputError, match="wholly outside"):
+        evaluate_folders(*folders, resample=True)
+    # The images meet, the labels lie outside all the same.
+    long = np.zeros((60, 12, 10), np.uint8)
+    long[40:50] = 1
+    write_label_map(Volume(long, AFFINE), predictions / "case_0.nii.gz")
+    (_, note) = evaluate_folders(*folders, resample=True)["notes"]
+    assert re.search(r"no label reached.*case_0 \(30\.4 mm", note)
+
+
+def test_labels_of_a_region_that_nobody_holds_are_told(folders):
+    assert evaluate_folders(*folders, regions=["whole=1,2,9"])["notes"] == [
+        "Labels of the region whole that no label map holds: 9."
+    ]
 
 
 def test_without_a_dataset_classes_are_numbers_and_nsd_needs_a_tolerance(folders):
@@ -420,3 +510,15 @@ def test_lesions_are_counted_where_asked_for(folders):
     rows = read_scores(out / "lesions.csv")
     assert len(rows) == 3 * len(LESION_METRICS)
     assert evaluate_folders(*folders).get("lesions") is None
+
+
+def test_lesions_do_not_depend_on_how_classes_are_named(folders):
+    predictions, references, out = folders
+    for folder in (predictions, references):  # label 2 is nowhere in case_0, and without a dataset unknown there
+        array = read_label_map(folder / "case_0.nii.gz").array
+        write_label_map(Volume(np.where(array == 2, 0, array), AFFINE), folder / "case_0.nii.gz")
+    evaluate_folders(*folders, lesion_min_iou=0.1)
+    named = [row.value for row in read_scores(out / "lesions.csv")]
+    (references.parent / "dataset.json").unlink()
+    evaluate_folders(*folders, lesion_min_iou=0.1)
+    assert [row.value for row in read_scores(out / "lesions.csv")] == pytest.approx(named, nan_ok=True)

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["BlockConfig", "InputError", "MiddleConfig", "ModelConfig", "Volume", "build", "load", "score"]
+__all__ = ["BlockConfig", "InputError", "MiddleConfig", "ModelConfig", "Target", "Volume", "build", "load", "score"]
 
 _HOMES = {
     "BlockConfig": "medvisionllama.language.block",
     "InputError": "medvisionllama.errors",
     "MiddleConfig": "medvisionllama.models.middle",
     "ModelConfig": "medvisionllama.models.medvisionllama",
+    "Target": "medvisionllama.evaluate",
     "Volume": "medvisionllama.geometry",
     "build": "medvisionllama.models.medvisionllama",
     "load": "medvisionllama.run",
@@ -30,7 +31,7 @@ _HOMES = {
 
 if TYPE_CHECKING:
     from medvisionllama.errors import InputError
-    from medvisionllama.evaluate import score
+    from medvisionllama.evaluate import Target, score
     from medvisionllama.geometry import Volume
     from medvisionllama.language.block import BlockConfig
     from medvisionllama.models.medvisionllama import ModelConfig, build

@@ -1,11 +1,15 @@
 """Lesions counted by hand."""
 
 import math
+from time import process_time
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import generate_binary_structure, label
 
-from medvisionllama.metrics.lesions import LESION_METRICS, lesion_scores
+from medvisionllama.metrics.lesions import LESION_METRICS, _matches, lesion_scores
 
 MM = (1.0, 1.0, 1.0)
 
@@ -39,6 +43,36 @@ def test_one_prediction_over_two_lesions_finds_one():
     assert (scores.lesions, scores.found, scores.predicted) == (2, 1, 1)
     back = lesion_scores(reference, prediction, MM)
     assert (back.lesions, back.found, back.false_positives) == (1, 1, 1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0.05, 0.5), st.sampled_from([0.01, 0.1, 0.3, 0.6]))
+def test_matches_are_those_of_a_plain_search(seed, density, min_iou):
+    generator = np.random.default_rng(seed)
+    a, b = (generator.random((9, 8, 7)) < density for _ in range(2))
+    b = np.where(generator.random(a.shape) < 0.7, a, b)
+    (one, m), (other, n) = (label(mask, generate_binary_structure(3, 3)) for mask in (a, b))
+    overlaps = {
+        (p, r): np.count_nonzero((one == p) & (other == r)) / np.count_nonzero((one == p) | (other == r))
+        for p in range(1, m + 1)
+        for r in range(1, n + 1)
+    }
+    found = 0
+    for (p, r), overlap in sorted(overlaps.items(), key=lambda item: -item[1]):
+        if overlap >= min_iou and (p, r) in overlaps:
+            found += 1
+            overlaps = {pair: o for pair, o in overlaps.items() if pair[0] != p and pair[1] != r}
+    assert lesion_scores(a, b, MM, min_iou).found == found
+
+
+def test_pairs_are_counted_as_numbers_not_as_columns():
+    labels = np.repeat(np.arange(1, 9, dtype=np.int32), 50_000)
+    start = process_time()
+    assert _matches(labels, labels, 0.1) == 8
+    ours = process_time() - start
+    start = process_time()
+    np.unique(np.stack([labels, labels]), axis=1, return_counts=True)
+    assert ours < (process_time() - start) / 3
 
 
 def test_volumes_are_millilitres():

@@ -76,6 +76,13 @@ def test_a_constant_difference_has_no_spread():
     assert result.cohens_dz == math.inf
 
 
+def test_a_difference_that_is_constant_but_for_the_last_bits_has_no_spread():
+    first = np.array([0.1, 0.2, 0.3, 0.7])
+    result = paired(first, first + 0.1)
+    assert np.diff((first + 0.1) - first).any()  # floats differ, though nothing does
+    assert (result.t_p, result.cohens_dz) == (0, math.inf)
+
+
 def test_unequal_lengths_are_refused():
     with pytest.raises(ValueError, match="one length"):
         paired([1.0], [1.0, 2.0])

@@ -7,7 +7,7 @@ in docs/reference/metrics.md.
 
 from medvisionllama.evaluate.folders import evaluate_folders, label_maps_in
 from medvisionllama.evaluate.pair import labels_in, score, score_lesions, score_volume
-from medvisionllama.evaluate.summary import outcome_of, summarise, summarise_lesions
+from medvisionllama.evaluate.summary import summarise, summarise_lesions
 from medvisionllama.evaluate.targets import (
     TOLERANCES_MM,
     Target,
@@ -16,6 +16,7 @@ from medvisionllama.evaluate.targets import (
     targets_of,
     tolerance_of,
 )
+from medvisionllama.reports.outcomes import outcome_of
 
 __all__ = [
     "TOLERANCES_MM",

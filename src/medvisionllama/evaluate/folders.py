@@ -6,7 +6,7 @@ Nothing is skipped silently: a missing prediction is an error, or scored as miss
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -18,11 +18,10 @@ import numpy as np
 from medvisionllama.data.decathlon import DESCRIPTION, Task, parse_task
 from medvisionllama.data.nifti import ENDINGS, case_name, read_label_map
 from medvisionllama.errors import InputError
-from medvisionllama.evaluate.pair import labels_in, score_lesions, score_volume
+from medvisionllama.evaluate.pair import labels_in, onto_reference, score_lesions, score_volume
 from medvisionllama.evaluate.summary import summarise, summarise_lesions
 from medvisionllama.evaluate.targets import Target, parse_region, targets_of, tolerance_of
-from medvisionllama.geometry import resample_onto
-from medvisionllama.metrics.lesions import LESION_METRICS
+from medvisionllama.metrics.lesions import NO_LESIONS
 from medvisionllama.run_folder import METRICS, ScoreRow, write_json, write_scores
 
 Progress = Callable[[int, int, str], None]
@@ -56,7 +55,8 @@ def evaluate_folders(
         dataset: A folder with dataset.json, or that file; by default one in or directly above ``references``.
         cases: Score only these references.
         allow_missing: Score a missing prediction as an empty one instead of refusing.
-        resample: Take a prediction on another grid to the reference's by nearest neighbour instead of refusing.
+        resample: Take a prediction on another grid to the reference's by nearest neighbour instead of refusing; one
+            that lies wholly elsewhere is refused all the same.
         lesion_min_iou: Count lesions as well, two components being one from this intersection over union on:
             ``lesions.csv``, and ``"lesions"`` in the summary.
         processes: Cases scored at a time.
@@ -69,7 +69,7 @@ def evaluate_folders(
         InputError: As :func:`score_volume`; and where predictions are missing, or there is nothing to score.
     """
     task = _task(dataset, references)
-    expected, found = label_maps_in(references), label_maps_in(predictions)
+    expected, found = label_maps_in(references), label_maps_in(predictions, allow_none=allow_missing)
     if cases is not None:
         _refuse_missing(sorted(set(cases) - set(expected)), references, "")
         expected = {name: path for name, path in expected.items() if name in cases}
@@ -85,11 +85,11 @@ def evaluate_folders(
     jobs = [_Job(name, found.get(name), path, settings) for name, path in expected.items()]
     scored = _run(jobs, processes, progress)
     names = [region.name for region in extra]
-    rows = _filled([row for case in scored for row in case.rows], names, METRICS)
-    notes = _notes(scored, missing, sorted(set(found) - set(expected)) if cases is None else [], tolerance_mm)
+    rows = _filled([row for case in scored for row in case.rows], names, dict.fromkeys(METRICS, math.nan))
+    notes = _notes(scored, missing, sorted(set(found) - set(expected)) if cases is None else [], extra, tolerance_mm)
     summary = summarise(rows, tolerance_mm, regions=names) | {"notes": notes}
     if lesion_min_iou is not None:
-        lesions = _filled([row for case in scored for row in case.lesions], names, LESION_METRICS)
+        lesions = _filled([row for case in scored for row in case.lesions], names, NO_LESIONS)
         summary["lesions"] = {"min_iou": lesion_min_iou, "classes": summarise_lesions(lesions)}
         write_scores(out / "lesions.csv", lesions)
     write_scores(out / "scores.csv", rows)
@@ -97,17 +97,18 @@ def evaluate_folders(
     return summary
 
 
-def label_maps_in(folder: Path) -> dict[str, Path]:
+def label_maps_in(folder: Path, *, allow_none: bool = False) -> dict[str, Path]:
     """The NIfTI files of a folder by case name, in order.
 
     Raises:
-        InputError: The folder is missing, holds none, or holds a case twice (``a.nii`` and ``a.nii.gz``).
+        InputError: The folder is missing, holds none (unless ``allow_none``), or holds a case twice (``a.nii`` and
+            ``a.nii.gz``).
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder", mend="Name a folder of .nii.gz files.")
     files = sorted(p for p in folder.iterdir() if p.name.endswith(ENDINGS) and not p.name.startswith("."))
     by_name = {case_name(path): path for path in files}
-    if not files:
+    if not files and not allow_none:
         raise InputError(f"{folder} holds no label map", expected="files ending in .nii.gz or .nii")
     if len(by_name) < len(files):
         twice = sorted({case_name(p) for p in files if by_name[case_name(p)] != p})
@@ -154,8 +155,10 @@ class _Scored:
     case: str
     rows: list[ScoreRow]
     lesions: list[ScoreRow]
+    found: set[int]
     unscored: list[int]
     resampled: bool
+    lost: str
 
 
 def _score_case(job: _Job) -> _Scored:
@@ -165,10 +168,10 @@ def _score_case(job: _Job) -> _Scored:
     else:
         prediction = read_label_map(job.prediction)
     settings = job.settings
-    resampled = settings.resample and not prediction.grid.same_as(reference.grid)
+    lost, resampled = "", settings.resample and not prediction.grid.same_as(reference.grid)
     if resampled:
-        prediction = resample_onto(prediction, reference.grid, 0)
-    found = set(labels_in(prediction)) | set(labels_in(reference))
+        prediction, lost = onto_reference(prediction, reference.grid, job.case)
+    found = set(labels_in(prediction, str(job.prediction))) | set(labels_in(reference, str(job.reference)))
     classes = settings.targets
     if classes is None:
         classes = tuple(Target(str(label), (label,)) for label in sorted(found))
@@ -178,7 +181,7 @@ def _score_case(job: _Job) -> _Scored:
     if settings.lesion_min_iou is not None:
         lesions = score_lesions(prediction, reference, targets, job.case, settings.lesion_min_iou)
     asked = {label for target in targets for label in target.labels}
-    return _Scored(job.case, rows, lesions, sorted(found - asked), resampled)
+    return _Scored(job.case, rows, lesions, found, sorted(found - asked), resampled, lost)
 
 
 def _run(jobs: Sequence[_Job], processes: int, progress: Progress | None) -> list[_Scored]:
@@ -198,8 +201,8 @@ def _run(jobs: Sequence[_Job], processes: int, progress: Progress | None) -> lis
     return scored
 
 
-def _filled(rows: list[ScoreRow], regions: Sequence[str], metrics: Sequence[str]) -> list[ScoreRow]:
-    """Rows for every case and class: a label no map of a case holds is absent there (all NaN)."""
+def _filled(rows: list[ScoreRow], regions: Sequence[str], absent: Mapping[str, float]) -> list[ScoreRow]:
+    """Rows for every case and class: a label that no map of a case holds has the values of ``absent`` there."""
     by_cell: dict[tuple[str, str], list[ScoreRow]] = {}
     for row in rows:
         by_cell.setdefault((row.case, row.class_name), []).append(row)
@@ -207,16 +210,21 @@ def _filled(rows: list[ScoreRow], regions: Sequence[str], metrics: Sequence[str]
     names = list(dict.fromkeys(name for _, name in by_cell))
     if len(by_cell) < len(cases) * len(names):  # only where classes are numbers found case by case
         names = [*sorted((n for n in names if n not in regions), key=int), *regions]
-    absent = dict.fromkeys(metrics, math.nan)
     return [
         row
         for case in cases
         for name in names
-        for row in by_cell.get((case, name)) or [ScoreRow(case, name, m, v) for m, v in absent.items()]
+        for row in by_cell.get((case, name)) or [ScoreRow(case, name, m, v, "absent") for m, v in absent.items()]
     ]
 
 
-def _notes(scored: Sequence[_Scored], missing: list[str], unpaired: list[str], tolerance_mm: float | None) -> list[str]:
+def _notes(
+    scored: Sequence[_Scored],
+    missing: list[str],
+    unpaired: list[str],
+    regions: Sequence[Target],
+    tolerance_mm: float | None,
+) -> list[str]:
     """What a reader of the numbers has to know, in sentences."""
     notes = []
     if missing:
@@ -226,6 +234,14 @@ def _notes(scored: Sequence[_Scored], missing: list[str], unpaired: list[str], t
     resampled = [case.case for case in scored if case.resampled]
     if resampled:
         notes.append(f"Predictions taken to the reference's grid by nearest neighbour: {', '.join(resampled)}.")
+    lost = [case.lost for case in scored if case.lost]
+    if lost:
+        notes.append(f"Predictions of which no label reached the reference's grid, scored as empty: {', '.join(lost)}.")
+    found = {label for case in scored for label in case.found}
+    for region in regions:
+        nowhere = [str(label) for label in region.labels if label not in found]
+        if nowhere:
+            notes.append(f"Labels of the region {region.name} that no label map holds: {', '.join(nowhere)}.")
     unscored = {case.case: case.unscored for case in scored if case.unscored}
     if unscored:
         told = "; ".join(f"{case} {', '.join(map(str, labels))}" for case, labels in unscored.items())

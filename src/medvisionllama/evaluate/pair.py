@@ -15,7 +15,7 @@ from scipy.ndimage import find_objects
 from medvisionllama.data.nifti import case_name, read_label_map
 from medvisionllama.errors import InputError
 from medvisionllama.evaluate.targets import Target, check_settings
-from medvisionllama.geometry import AFFINE_TOLERANCE_MM, Grid, Volume
+from medvisionllama.geometry import AFFINE_TOLERANCE_MM, Grid, Volume, resample_onto
 from medvisionllama.metrics.boxes import box_of
 from medvisionllama.metrics.lesions import DEFAULT_MIN_IOU, lesion_scores
 from medvisionllama.metrics.overlap import Counts, counts_of, joint_histogram, label_counts, overlap_scores
@@ -48,23 +48,38 @@ def score(
         case: The name in the rows; by default the prediction's file name.
 
     Raises:
-        InputError: Another grid, more than one channel, or labels that are no whole numbers.
+        InputError: Another grid, more than one channel, labels that are no whole numbers, or an array without its
+            place.
     """
+    predicted, referenced = _read(prediction, "the prediction"), _read(reference, "the reference")
     name = case or ("" if isinstance(prediction, Volume) else case_name(prediction))
-    predicted, referenced = _read(prediction), _read(reference)
     if targets is None:
-        found = sorted(set(labels_in(predicted)) | set(labels_in(referenced)))
-        targets = [Target(str(label), (label,)) for label in found]
+        found = set(labels_in(predicted, _called(prediction, "the prediction")))
+        found |= set(labels_in(referenced, _called(reference, "the reference")))
+        targets = [Target(str(label), (label,)) for label in sorted(found)]
     return score_volume(predicted, referenced, targets, tolerance_mm, name)
 
 
-def _read(volume: Volume | Path | str) -> Volume:
-    return volume if isinstance(volume, Volume) else read_label_map(volume)
+def _read(volume: Volume | Path | str, what: str) -> Volume:
+    if isinstance(volume, Volume):
+        return volume
+    if not isinstance(volume, Path | str):
+        raise InputError(
+            f"{what} does not say where its voxels lie",
+            got=f"{type(volume).__name__}",
+            expected="a Volume, or the path of a NIfTI file",
+            mend="Give the array its affine: Volume(array, affine).",
+        )
+    return read_label_map(volume)
 
 
-def labels_in(volume: Volume) -> list[int]:
-    """The foreground labels of a label map, in order."""
-    return [label for label in label_counts(_whole_numbers(volume, "the label map")) if label > 0]
+def _called(volume: Volume | Path | str, otherwise: str) -> str:
+    return otherwise if isinstance(volume, Volume) else str(volume)
+
+
+def labels_in(volume: Volume, name: str = "the label map") -> list[int]:
+    """The foreground labels of a label map, in order; an error about it calls it ``name``."""
+    return [label for label in label_counts(_whole_numbers(volume, name)) if label > 0]
 
 
 def score_volume(
@@ -87,14 +102,15 @@ def score_volume(
     pair = _Pair.of(prediction, reference, targets, case)
     rows = []
     for target in targets:
-        scores = overlap_scores(pair.counts(target))
+        counts = pair.counts(target)
+        scores = overlap_scores(counts)
         hd95_mm = nsd = math.nan
         masks = pair.masks(target)
         if masks:
             surface = surface_scores(*masks, pair.grid.spacing_mm, tolerance_mm, pair.grid.diagonal_mm)
             hd95_mm, nsd = surface.hd95_mm, surface.nsd
         values = (*scores.values(), hd95_mm, nsd)
-        rows += [ScoreRow(case, target.name, m, v) for m, v in zip(METRICS, values, strict=True)]
+        rows += [ScoreRow(case, target.name, m, v, counts.outcome) for m, v in zip(METRICS, values, strict=True)]
     return rows
 
 
@@ -194,7 +210,7 @@ def _same_grid(prediction: Grid, reference: Grid, case: str) -> None:
     if prediction.shape != reference.shape:
         raise InputError(
             f"{case}: prediction and reference have different grids",
-            got=_told(prediction),
+            got=f"{_told(prediction)}, its centre {_centres_apart_mm(prediction, reference):.4g} mm away",
             expected=_told(reference),
             mend=mend,
         )
@@ -204,6 +220,49 @@ def _same_grid(prediction: Grid, reference: Grid, case: str) -> None:
         expected=f"at most {AFFINE_TOLERANCE_MM:g} mm",
         mend=mend,
     )
+
+
+def onto_reference(prediction: Volume, reference: Grid, case: str) -> tuple[Volume, str]:
+    """The prediction on the reference's grid by nearest neighbour, and what was lost on the way, if all was.
+
+    A place outside the prediction's image is background there, which would turn a wrong affine into a missed structure.
+
+    Raises:
+        InputError: The two images do not overlap anywhere.
+    """
+    if not _overlap(prediction.grid, reference):
+        raise InputError(
+            f"{case}: the prediction lies wholly outside the reference's image",
+            got=f"centres {_centres_apart_mm(prediction.grid, reference):.4g} mm apart",
+            mend="Mend the affine of one of them: nothing can be resampled.",
+        )
+    resampled = resample_onto(prediction, reference, 0)
+    before, after = box_of(prediction.array != 0), box_of(resampled.array != 0)
+    if before is None or after is not None:
+        return resampled, ""
+    middle = np.array([(s.start + s.stop - 1) / 2 for s in before])
+    away = prediction.affine[:3, :3] @ middle + prediction.affine[:3, 3] - _centre_mm(reference)
+    return resampled, f"{case} ({float(np.linalg.norm(away)):.4g} mm from the middle of the reference's image)"
+
+
+def _centre_mm(grid: Grid) -> NDArray[np.float64]:
+    centre: NDArray[np.float64] = grid.affine[:3, :3] @ ((np.array(grid.shape) - 1) / 2) + grid.affine[:3, 3]
+    return centre
+
+
+def _centres_apart_mm(one: Grid, other: Grid) -> float:
+    return float(np.linalg.norm(_centre_mm(one) - _centre_mm(other)))
+
+
+def _overlap(one: Grid, other: Grid) -> bool:
+    """Whether two images may share a place: along no voxel axis of either does one end before the other begins."""
+    for own, another in ((one, other), (other, one)):
+        faces = np.array(list(np.ndindex(2, 2, 2))) * another.shape - 0.5
+        world = faces @ another.affine[:3, :3].T + another.affine[:3, 3]
+        corners = (world - own.affine[:3, 3]) @ np.linalg.inv(own.affine[:3, :3]).T
+        if ((corners.max(axis=0) <= -0.5) | (corners.min(axis=0) >= np.array(own.shape) - 0.5)).any():
+            return False
+    return True
 
 
 def _told(grid: Grid) -> str:

@@ -4,30 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from medvisionllama.reports.outcomes import COUNTED, Outcome, outcome_of, tally
 from medvisionllama.reports.statistics import summary_of
 from medvisionllama.run_folder import METRICS, ScoreRow
-
-Outcome = Literal["both", "missed", "false_alarms", "absent"]
-
-
-def outcome_of(scores: Mapping[str, float]) -> Outcome:
-    """What one case's eight metrics of one class say of its masks, by the policy of this package.
-
-    ``missed``: the reference has the class, the prediction does not, so nothing is predicted falsely: specificity is
-    1, or NaN where the reference leaves no background. ``false_alarms``: the other way round, so every voxel of the
-    image is a negative and accuracy equals specificity. Two masks that merely do not touch are ``both`` there.
-    """
-    if math.isnan(scores["dice"]):
-        return "absent"
-    if scores["dice"] > 0:
-        return "both"
-    if math.isnan(scores["specificity"]) or scores["specificity"] == 1:
-        return "missed"
-    return "false_alarms" if scores["accuracy"] == scores["specificity"] else "both"
 
 
 def summarise(
@@ -35,15 +18,23 @@ def summarise(
 ) -> dict[str, Any]:
     """The content of ``summary.json``: per class and metric mean, SD, bootstrap interval and n, and what was missed.
 
-    ``overall`` summarises each case's mean over its classes; ``regions``, which overlap them, are left out of it.
+    ``overall`` summarises each case's mean over its classes, and adds up what was missed in them; ``regions``, which
+    overlap them, are left out of it. ``outcomes`` names the cases that were counted.
     """
     cells: dict[str, dict[str, dict[str, float]]] = {}
+    counted: dict[tuple[str, str], str | None] = {}
     for row in rows:
         cells.setdefault(row.class_name, {}).setdefault(row.case, {})[row.metric] = row.value
-    classes = {name: _summary_of_class(cases.values()) for name, cases in cells.items()}
+        counted[row.class_name, row.case] = row.outcome
+    outcomes = {
+        name: {case: counted[name, case] or outcome_of(scores) for case, scores in cases.items()}
+        for name, cases in cells.items()
+    }
+    own = [name for name in cells if name not in regions]
     return {
-        "classes": classes,
-        "overall": _overall([cases for name, cases in cells.items() if name not in regions]),
+        "classes": {name: _summary_of_class(cases.values(), outcomes[name]) for name, cases in cells.items()},
+        "overall": _overall([cells[name] for name in own]) | tally(o for name in own for o in outcomes[name].values()),
+        "outcomes": {name: _cases_by_outcome(of_class) for name, of_class in outcomes.items()},
         "regions": [name for name in cells if name in regions],
         "cases": len({case for cases in cells.values() for case in cases}),
         "tolerance_mm": tolerance_mm,
@@ -51,14 +42,17 @@ def summarise(
     }
 
 
-def _summary_of_class(cases: Collection[Mapping[str, float]]) -> dict[str, Any]:
-    summary: dict[str, Any] = {m: summary_of([scores[m] for scores in cases]).as_dict() for m in METRICS}
-    outcomes = [outcome_of(scores) for scores in cases]
-    return summary | {name: outcomes.count(name) for name in ("missed", "false_alarms", "absent")}
+def _summary_of_class(cases: Iterable[Mapping[str, float]], outcomes: Mapping[str, str]) -> dict[str, Any]:
+    found = list(cases)
+    return {m: summary_of([scores[m] for scores in found]).as_dict() for m in METRICS} | tally(outcomes.values())
+
+
+def _cases_by_outcome(outcomes: Mapping[str, str]) -> dict[Outcome, list[str]]:
+    return {name: [case for case, outcome in outcomes.items() if outcome == name] for name in COUNTED}
 
 
 def _overall(classes: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
-    overall = {}
+    overall: dict[str, Any] = {}
     for metric in METRICS:
         by_case: dict[str, list[float]] = {}
         for cases in classes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from medvisionllama.data.decathlon import Task
@@ -72,7 +72,7 @@ def tolerance_of(task: Task) -> float | None:
 
 
 def parse_region(text: str, classes: Mapping[int, str] | None = None) -> Target:
-    """A region from ``NAME=LABEL,LABEL...``, labels by number or by class name.
+    """A region from ``NAME=LABEL,LABEL...``, labels by number or by class name, which may hold commas.
 
     Raises:
         InputError: There is no ``=``, or a label is neither a number nor a class.
@@ -80,7 +80,7 @@ def parse_region(text: str, classes: Mapping[int, str] | None = None) -> Target:
     name, equals, members = text.partition("=")
     numbers = {known: label for label, known in (classes or {}).items()}
     try:
-        labels = tuple(numbers[m] if m in numbers else int(m) for m in (part.strip() for part in members.split(",")))
+        labels = tuple(numbers[m] if m in numbers else int(m) for m in _members(members, numbers))
     except ValueError as error:
         known = f"; the classes are {', '.join(numbers)}" if numbers else ""
         raise InputError(
@@ -89,3 +89,15 @@ def parse_region(text: str, classes: Mapping[int, str] | None = None) -> Target:
     if not equals:
         raise InputError(f"{text!r} is no region", expected="NAME=LABEL,LABEL")
     return Target(name.strip(), labels)
+
+
+def _members(text: str, names: Collection[str]) -> Iterator[str]:
+    """What stands between commas, except that the longest run of it that is one of ``names`` is taken whole."""
+    parts = text.split(",")
+    while parts:
+        runs = (",".join(parts[:length]).strip() for length in range(len(parts), 0, -1))
+        length, member = next(
+            ((len(parts) - skipped, run) for skipped, run in enumerate(runs) if run in names), (1, parts[0].strip())
+        )
+        yield member
+        del parts[:length]

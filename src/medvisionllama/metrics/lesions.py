@@ -65,6 +65,10 @@ class LesionScores:
         return {name: float(value) for name, value in zip(LESION_METRICS, (*counts, *volumes), strict=True)}
 
 
+# Where neither mask has a voxel: there is no share of no lesions.
+NO_LESIONS = LesionScores(0, 0, 0, 0.0, 0.0).as_dict()
+
+
 def lesion_scores(
     prediction: Mask,
     reference: Mask,
@@ -104,13 +108,16 @@ def lesion_scores(
 
 def _matches(predicted: NDArray[np.integer[Any]], referenced: NDArray[np.integer[Any]], min_iou: float) -> int:
     both = (predicted > 0) & (referenced > 0)
-    pairs, shared = np.unique(np.stack([predicted[both], referenced[both]]), axis=1, return_counts=True)
+    # One number a pair: sorting numbers is many times quicker than sorting columns.
+    base = int(referenced.max(initial=0)) + 1
+    codes, shared = np.unique(predicted[both].astype(np.int64) * base + referenced[both], return_counts=True)
+    pairs = np.divmod(codes, base)
     sizes = [np.bincount(labels.ravel()) for labels in (predicted, referenced)]
     union = sizes[0][pairs[0]] + sizes[1][pairs[1]] - shared
     overlap = shared / union
     taken: tuple[set[int], set[int]] = (set(), set())
     for index in np.argsort(-overlap, kind="stable"):
-        one, other = int(pairs[0, index]), int(pairs[1, index])
+        one, other = int(pairs[0][index]), int(pairs[1][index])
         if overlap[index] >= min_iou and one not in taken[0] and other not in taken[1]:
             taken[0].add(one)
             taken[1].add(other)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,13 @@ class Counts:
     def referenced(self) -> int:
         """Voxels in the reference."""
         return self.true_positives + self.false_negatives
+
+    @property
+    def outcome(self) -> Literal["both", "missed", "false_alarms", "absent"]:
+        """Which of the two masks have any voxel: both, the reference alone, the prediction alone, neither."""
+        if self.referenced:
+            return "both" if self.predicted else "missed"
+        return "false_alarms" if self.predicted else "absent"
 
     @classmethod
     def of(cls, prediction: NDArray[np.bool_], reference: NDArray[np.bool_]) -> Counts:

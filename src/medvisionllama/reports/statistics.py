@@ -20,6 +20,7 @@ Values = Sequence[float] | NDArray[np.float64]
 BOOTSTRAP_SEED = 0
 BOOTSTRAP_SAMPLES = 10_000
 CONFIDENCE = 0.95
+ROUNDING = 1e-12  # a spread of differences below this share of their mean is none
 _REMEMBERED_CASES = 500  # 40 MB
 
 
@@ -90,7 +91,7 @@ class Paired:
         high: Upper end.
         t_p: Two-sided paired t-test.
         wilcoxon_p: Two-sided Wilcoxon signed-rank test, ties with zero dropped (Wilcoxon's own way).
-        cohens_dz: Mean difference in units of the differences' SD.
+        cohens_dz: Mean difference in units of the differences' SD; infinite where there is no spread.
         rank_biserial: Matched-pairs rank-biserial correlation (Kerby 2014): the share of rank sum in favour of
             ``second`` less that against it, -1 to 1.
     """
@@ -130,6 +131,8 @@ def paired(first: Values, second: Values) -> Paired:
     if not differences.any():
         return Paired(n, left_out, mean, low, high, 1.0, 1.0, 0.0, 0.0)
     sd = float(differences.std(ddof=1))
+    if sd <= ROUNDING * abs(mean):  # the same difference everywhere, but for the last bits of floats
+        sd = 0.0
     return Paired(
         n=n,
         left_out=left_out,
