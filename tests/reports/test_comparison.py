@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from scipy import stats
 
 from medvisionllama.errors import InputError
 from medvisionllama.reports.comparison import OVERALL, compare_folders, marks
-from medvisionllama.run_folder import METRICS, ScoreRow, write_json, write_scores
+from medvisionllama.run_folder import METRICS, ScoreRow, read_json, write_json, write_scores
 
 CLASSES = ("ante|rior_1", "posterior")
 
@@ -149,13 +150,132 @@ def test_tables_say_the_same_in_three_forms(tmp_path, values):
     markdown = (tmp_path / "out" / "comparison.md").read_text()
     assert markdown == result["markdown"]
     lines = markdown.splitlines()
-    assert lines[0] == "| class | metric | n | a | b_1 |"
+    assert lines[0] == "| class | metric | n | a | b_1 | difference [95 %] | d_z |"
     mean = f"{second[1].mean():.3f} ± {second[1].std(ddof=1):.3f}\\*†"
-    assert next(line for line in lines if line.startswith("| posterior | dice")).endswith(f"| {mean} |")
+    found = cell(result, "posterior", "dice", "b_1")
+    difference = f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+    row = next(line for line in lines if line.startswith("| posterior | dice"))
+    assert row.endswith(f"| {mean} | {difference} | {found['cohens_dz']:+.2f} |")
     assert r"ante\|rior_1" in markdown
     assert "Pairing unit: case" in markdown
     latex = (tmp_path / "out" / "comparison.tex").read_text()
-    assert latex.count(r" \\") == 25
+    assert latex.count(r" \\") == 25 + 7
+    assert "%" not in latex.replace(r"\%", "")  # what is to be read is no comment
+    for told in ("Pairing unit: case", "paired t-test", "NSD at 1 mm", r"d\_z", "n: cases in which both"):
+        assert told in latex
+        assert told.replace("\\", "") in markdown
     assert r"b\_1" in latex
     assert r"$\pm$" in latex
     assert r"$^{*}$$^{\dagger}$" in latex
+
+
+# --- what has no pair
+
+NAN = float("nan")
+STRUCTURE = np.linspace(0.7, 0.81, 10)  # the ten cases that have the structure
+
+
+@pytest.fixture
+def cautious_and_rash(tmp_path):
+    """Twenty cases, ten without the structure: one system leaves those empty, the other invents something in each."""
+    a = folder(tmp_path / "a", [[*STRUCTURE, *[NAN] * 10]], ["tumour"])
+    b = folder(tmp_path / "b", [[*(STRUCTURE + np.tile([0.02, 0.04], 5)), *[0.0] * 10]], ["tumour"])
+    return a, b, tmp_path / "out"
+
+
+def test_means_are_over_the_pairs_that_are_tested(cautious_and_rash):
+    a, b, out = cautious_and_rash
+    found = cell(compare_folders([a, b], out), "tumour", "dice", "b")
+    means = found["first_summary"]["mean"], found["second_summary"]["mean"]
+    assert means == pytest.approx((0.755, 0.785))
+    assert means[1] - means[0] == pytest.approx(found["difference"])
+    assert found["first_summary"]["n"] == found["second_summary"]["n"] == found["n"] == 10
+    row = next(r for r in (out / "comparison.md").read_text().splitlines() if r.startswith("| tumour | dice"))
+    assert "| 10 of 20 | 0.755 ±" in row
+    assert "| 0.785 ±" in row
+
+
+def test_false_alarms_against_a_rightly_absent_rival_are_told_in_every_form(cautious_and_rash):
+    a, b, out = cautious_and_rash
+    result = compare_folders([a, b], out)
+    found = cell(result, "tumour", "dice", "b")
+    assert found["first_counts"] == {"missed": 0, "false_alarms": 0, "absent": 10}
+    assert found["second_counts"] == {"missed": 0, "false_alarms": 10, "absent": 0}
+    note = "tumour, b against a: 10 of 20 cases are in no mean and no test: in 10 a is rightly empty where b raises a"
+    assert result["notes"][0].startswith(note)
+    assert result["unpaired"][0]["only_first_absent"] == [f"case_{n}" for n in range(10, 20)]
+    (line, *_) = csv.DictReader(io.StringIO((out / "comparison.csv").read_text()))
+    assert (line["first_absent"], line["second_false_alarms"], line["left_out"]) == ("10", "10", "10")
+    for name, row in (("md", "| tumour | b | 0 | 10 | 0 |"), ("tex", r"tumour & b & 0 & 10 & 0 \\")):
+        text = (out / f"comparison.{name}").read_text()
+        assert row in text
+        assert note in text
+
+
+def test_overall_adds_up_what_its_classes_missed(tmp_path):
+    both = [0.8, 0.6, 0.5]
+    a = folder(tmp_path / "a", [both, [0.4, NAN, NAN]])
+    b = folder(tmp_path / "b", [both, [0.5, 0.0, NAN]])
+    result = compare_folders([a, b])
+    overall = cell(result, OVERALL, "dice", "b")
+    assert overall["first_counts"] == {"missed": 0, "false_alarms": 0, "absent": 2}
+    assert overall["second_counts"] == {"missed": 0, "false_alarms": 1, "absent": 1}
+    # Case 0: both classes; cases 1 and 2: the first class alone, in both systems.
+    assert overall["first_summary"]["mean"] == pytest.approx((0.6 + 0.6 + 0.5) / 3)
+    assert overall["second_summary"]["mean"] == pytest.approx((0.65 + 0.6 + 0.5) / 3)
+    assert result["notes"][0].endswith("(case_01); in 1 both are rightly empty.")
+
+
+def test_nothing_left_out_needs_no_note(tmp_path, values):
+    result = compare_folders([folder(tmp_path / "a", values[0]), folder(tmp_path / "b", values[1])])
+    assert (result["notes"], result["unpaired"]) == ([], [])
+
+
+def test_what_was_counted_goes_before_what_the_table_leaves_open(tmp_path):
+    a, b = (folder(tmp_path / name, [[0.0, 0.5]], ["x"]) for name in "ab")  # accuracy = specificity = 0
+    assert cell(compare_folders([a, b]), "x", "dice", "b")["first_counts"]["false_alarms"] == 1
+    for path in (a, b):
+        summary = read_json(path / "summary.json")
+        write_json(path / "summary.json", summary | {"outcomes": {"x": {"missed": [], "false_alarms": []}}})
+    assert cell(compare_folders([a, b]), "x", "dice", "b")["first_counts"]["false_alarms"] == 0
+
+
+def test_other_references_are_noticed(tmp_path):
+    a = folder(tmp_path / "a", [[0.8, NAN, 0.5]], ["x"])
+    b = folder(tmp_path / "b", [[0.8, 0.7, 0.5]], ["x"])
+    with pytest.raises(InputError, match=r"not scored against the same references.*x in case_01"):
+        compare_folders([a, b])
+
+
+def test_a_stray_label_of_one_system_does_not_end_the_comparison(tmp_path):
+    a = folder(tmp_path / "a", [[0.8, 0.7, 0.5], [0.5, 0.5, 0.5]], ["10", "2"])
+    b = folder(tmp_path / "b", [[0.9, 0.7, 0.5], [0.0, NAN, NAN], [0.5, 0.5, 0.6]], ["2", "7", "10"])
+    result = compare_folders([a, b])
+    assert list(dict.fromkeys(c["class"] for c in result["comparisons"])) == ["2", "7", "10", OVERALL]
+    assert result["notes"][0] == "Labels that no label map of a holds, absent there: 7."
+    stray = cell(result, "7", "dice", "b")
+    assert (stray["n"], stray["second_counts"]["false_alarms"], stray["first_counts"]["absent"]) == (0, 1, 3)
+    assert cell(result, "2", "dice", "b")["difference"] == pytest.approx((0.4 + 0.2 + 0) / 3)
+    # With class names a class that is lacking is another data set's.
+    folder(tmp_path / "b", [[0.9, 0.7, 0.5], [0.5, 0.5, 0.6]], ["2", "tumour"])
+    with pytest.raises(InputError, match=r"tumour only in b.*--dataset"):
+        compare_folders([a, tmp_path / "b"])
+
+
+def test_several_systems_have_a_line_each(tmp_path, values):
+    folders = [folder(tmp_path / name, v) for name, v in zip("abc", values, strict=True)]
+    lines = compare_folders(folders)["markdown"].splitlines()
+    assert lines[0] == "| class | metric | system | n | a | the system | difference [95 %] | d_z |"
+    assert [line.split(" | ")[2] for line in lines[2:6]] == ["b", "c", "b", "c"]
+
+
+def test_what_is_infinite_is_empty_in_files_and_told_in_the_table(tmp_path):
+    a = folder(tmp_path / "a", [[0.25, 0.5, 0.75]], ["x"])
+    b = folder(tmp_path / "b", [[0.5, 0.75, 1.0]], ["x"])
+    result = compare_folders([a, b], tmp_path / "out")
+    assert math.isinf(cell(result, "x", "dice", "b")["cohens_dz"])
+    (line, *_) = csv.DictReader(io.StringIO((tmp_path / "out" / "comparison.csv").read_text()))
+    assert line["cohens_dz"] == ""
+    assert read_json(tmp_path / "out" / "comparison.json")["comparisons"][0]["cohens_dz"] is None
+    assert "| +∞ |" in result["markdown"]
+    assert r"+$\infty$" in (tmp_path / "out" / "comparison.tex").read_text()
