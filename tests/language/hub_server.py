@@ -36,6 +36,10 @@ class FakeHub:
 
     models: dict[str, Path] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
+    renamed: dict[str, str] = field(default_factory=dict)
+    """Old names, from which the hub sends on to the new ones."""
+    said_size: int | None = None
+    """What the storage calls the size of a file when more than one byte is asked for; None for the truth."""
     token: str = "secret"
     ranges: bool = True
     break_after_bytes: list[int] = field(default_factory=list)
@@ -99,6 +103,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _as_hub(self) -> None:
         hub = self.hub
         match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/([^/]+)", self.path)
+        if match is not None and match.group(1) in hub.renamed:
+            new = self.path.replace(match.group(1), hub.renamed[match.group(1)], 1)
+            return self._answer(307, {"location": new})
         if match is None or match.group(1) not in hub.models:
             return self._answer(401, {"x-error-code": "RepoNotFound"})
         hub_id, revision, name = match.groups()
@@ -137,7 +144,8 @@ class _Handler(BaseHTTPRequestHandler):
         start, last = int(wanted.group(1)), min(int(wanted.group(2)), len(content) - 1)
         if start >= len(content):
             return self._answer(416, {})
-        headers = {"content-range": f"bytes {start}-{last}/{len(content)}"}
+        size = hub.said_size if hub.said_size is not None and last > start else len(content)
+        headers = {"content-range": f"bytes {start}-{last}/{size}"}
         return self._answer(206, headers, content[start : last + 1], may_break=True)
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes = b"", *, may_break: bool = False) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import COMMIT, FakeHub, serve
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tiny_models import FAMILY_NAMES, N_LAYERS, full_model
 
@@ -337,7 +338,7 @@ def test_a_disk_that_fills_up_leaves_the_cache_sound(fake_hub: FakeHub, medium_l
     folder = tmp_path / "someone--model" / COMMIT
     folder.mkdir(parents=True)
     (folder / "layer-03.part").symlink_to("/dev/full")
-    with pytest.raises(InputError, match="cannot be written: No space left on device"):
+    with pytest.raises(InputError, match="cannot be read or written: No space left on device"):
         fetch(fake_hub, tmp_path)
     assert not list(folder.glob("*.safetensors"))
     (folder / "layer-03.part").unlink()
@@ -428,7 +429,7 @@ def test_a_pickle_that_would_run_code_is_refused(
 
 def test_unknown_names_are_told(fake_hub: FakeHub, medium_llama: Path, tmp_path: Path) -> None:
     fake_hub.models[MODEL] = medium_llama
-    with pytest.raises(InputError, match="private or misspelt"):
+    with pytest.raises(InputError, match="knows no model nobody/nothing"):
         fetch(fake_hub, tmp_path, name="nobody/nothing")
     with pytest.raises(InputError, match="has no revision v2"):
         fetch(fake_hub, tmp_path, revision="v2")
@@ -517,3 +518,277 @@ def test_the_list_names_every_family() -> None:
     assert {row.family for row in rows} == set(FAMILIES)
     assert [row.name for row in rows if row.gated] == ["llama-3.1-8b", "gemma-2-9b"]
     assert json.loads(json.dumps(show_block("minilm-l6")))["layer_parameters"] == 1_774_464
+
+
+# Faults that a reviewer found
+
+
+def leftover(hub: FakeHub, cache: Path, needed: int) -> Path:
+    """What a fetch that broke half way leaves behind."""
+    hub.break_after_bytes = [needed // 2, 0, 0, 0, 0]
+    with pytest.raises(InputError):
+        fetch(hub, cache)
+    hub.break_after_bytes = []
+    (part,) = cache.rglob("layer-*.part")
+    return part
+
+
+@pytest.mark.parametrize("damage", ["zeros to the full size", "one bit", "cut short", "no proof"])
+def test_a_damaged_leftover_is_not_gone_on_from(
+    damage: str, fake_hub: FakeHub, medium_llama: Path, tmp_path: Path
+) -> None:
+    fake_hub.models[MODEL] = medium_llama
+    whole = fetch(fake_hub, tmp_path / "whole")
+    part = leftover(fake_hub, tmp_path / "broken", whole.bytes_needed)
+    content = bytearray(part.read_bytes())
+    if damage == "zeros to the full size":
+        content = content[:5000] + bytes(Path(whole.path).stat().st_size - 5000)
+    elif damage == "one bit":
+        content[-1] ^= 1
+    elif damage == "cut short":
+        del content[-1]
+    else:
+        part.with_name(part.name + ".proven").unlink()
+    part.write_bytes(content)
+    resumed = fetch(fake_hub, tmp_path / "broken")
+    assert resumed.sha256 == whole.sha256
+    assert resumed.bytes_fetched >= whole.bytes_needed
+    assert Path(resumed.path).read_bytes() == Path(whole.path).read_bytes()
+    assert not list((tmp_path / "broken").rglob("*.part*"))
+
+
+def test_what_came_after_the_last_proof_is_fetched_again(fake_hub: FakeHub, medium_llama: Path, tmp_path: Path) -> None:
+    fake_hub.models[MODEL] = medium_llama
+    whole = fetch(fake_hub, tmp_path / "whole")
+    part = leftover(fake_hub, tmp_path / "broken", whole.bytes_needed)
+    with part.open("ab") as file:
+        file.write(bytes(70_000))
+    resumed = fetch(fake_hub, tmp_path / "broken")
+    assert resumed.sha256 == whole.sha256
+    assert resumed.bytes_fetched <= whole.bytes_fetched - whole.bytes_needed // 2 + 1000, "what was proven was kept"
+
+
+def test_a_killed_fetch_keeps_what_was_proven(
+    fake_hub: FakeHub, medium_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Power fails: nothing is tidied up, and bytes after the last proof are lost."""
+    from medvisionllama.language import download
+
+    fake_hub.models[MODEL] = medium_llama
+    whole = fetch(fake_hub, tmp_path / "whole")
+    monkeypatch.setattr(download, "_PROVEN_EVERY_BYTES", 200_000)
+    proofs: list[int] = []
+
+    def until_the_third(out: download._ProvenFile, prove: Callable[..., None] = download._ProvenFile.prove) -> None:
+        if len(proofs) == 3:
+            raise KeyboardInterrupt
+        proofs.append(out.done)
+        prove(out)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(download._ProvenFile, "prove", until_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(fake_hub, tmp_path / "broken")
+    resumed = fetch(fake_hub, tmp_path / "broken")
+    assert resumed.sha256 == whole.sha256
+    assert whole.bytes_fetched - proofs[-1] <= resumed.bytes_fetched <= whole.bytes_fetched - proofs[-1] + 5000
+
+
+def test_a_file_that_is_not_what_was_written_is_not_admitted(tmp_path: Path) -> None:
+    part = tmp_path / "layer-00.part"
+    save_file({"x": torch.ones(3)}, part)
+    store = store_module.ModelStore(tmp_path, MODEL)
+    with pytest.raises(InputError, match="not what was written"):
+        store.admit(part, tmp_path / "layer-00.safetensors", {}, arrived="0" * 64)
+    assert not (tmp_path / "layer-00.safetensors").exists()
+
+
+def test_a_renamed_gated_models_refusal_is_told(fake_hub: FakeHub, medium_llama: Path, tmp_path: Path) -> None:
+    fake_hub.models["new/name"] = medium_llama
+    fake_hub.renamed["old/name"] = "new/name"
+    fake_hub.gated.add("new/name")
+    with pytest.raises(InputError, match="gated and no token was sent"):
+        fetch(fake_hub, tmp_path, name="old/name")
+    assert len(fake_hub.seen) == 2, "the redirect and the refusal, once"
+    assert fetch(fake_hub, tmp_path, name="old/name", token="secret").revision == COMMIT
+
+
+@pytest.mark.parametrize("name", ["foo/bar--baz", "foo/bar..x", "foo/x.git", "-a/b", "a/b.", "a/é"])
+def test_names_that_the_hub_cannot_have_are_told(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no language model"):
+        fetch_block(name, cache=tmp_path)
+
+
+def test_a_redirect_that_never_ends_is_told(fake_hub: FakeHub, tmp_path: Path) -> None:
+    fake_hub.renamed[MODEL] = MODEL
+    with pytest.raises(InputError, match="cannot be had"):
+        fetch(fake_hub, tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"", b"../../elsewhere", b"main"])
+def test_a_damaged_ref_heals(content: bytes, fake_hub: FakeHub, medium_llama: Path, tmp_path: Path) -> None:
+    fake_hub.models[MODEL] = medium_llama
+    fetch(fake_hub, tmp_path)
+    ref = tmp_path / "someone--model" / "refs" / "main"
+    ref.write_bytes(content)
+    with pytest.raises(InputError, match="not on this machine"):
+        fetch_block(MODEL, cache=tmp_path, offline=True)
+    again = fetch(fake_hub, tmp_path)
+    assert again.revision == ref.read_text() == COMMIT
+    assert again.bytes_fetched < 2000, "the layer itself was still good"
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b"[]", b""])
+def test_a_damaged_config_heals(content: bytes, fake_hub: FakeHub, medium_llama: Path, tmp_path: Path) -> None:
+    fake_hub.models[MODEL] = medium_llama
+    fetch(fake_hub, tmp_path)
+    config = tmp_path / "someone--model" / COMMIT / "config.json"
+    config.write_bytes(content)
+    assert fetch(fake_hub, tmp_path).bytes_fetched < 2000
+    assert config.read_bytes() == (medium_llama / "config.json").read_bytes()
+
+
+def unfit(medium_llama: Path) -> dict[str, dict[str, torch.Tensor]]:
+    name = "model.layers.3.mlp.up_proj.weight"
+    whole = load_file(medium_llama / "model.safetensors")
+    return {
+        "lacks 1 tensors": {k: v for k, v in whole.items() if k != name},
+        "misshapen tensor": whole | {name: whole[name][1:].clone()},
+        "quantised": whole | {name: whole[name].to(torch.int8)},
+    }
+
+
+@pytest.mark.parametrize("words", ["lacks 1 tensors", "misshapen tensor", "quantised"])
+@pytest.mark.parametrize("origin", ["folder", "pickle", "library"])
+def test_unfit_checkpoints_of_every_origin_are_refused(
+    words: str,
+    origin: str,
+    fake_hub: FakeHub,
+    medium_llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tensors = unfit(medium_llama)[words]
+    folder = tmp_path / "model"
+    if origin == "pickle":
+        fake_hub.models[MODEL] = pickled(medium_llama, folder, tensors)
+        with pytest.raises(InputError, match=words):
+            fetch(fake_hub, tmp_path / "cache")
+        return
+    if origin == "library":
+        folder = in_the_librarys_cache(tmp_path, monkeypatch)
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_bytes((medium_llama / "config.json").read_bytes())
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(InputError, match=words):
+        fetch_block(MODEL if origin == "library" else str(folder), cache=tmp_path / "cache", offline=True)
+
+
+def in_the_librarys_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty snapshot of the model in the hub library's own cache."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = tmp_path / "hub" / "models--someone--model"
+    (folder / "snapshots" / COMMIT).mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(COMMIT)
+    return folder / "snapshots" / COMMIT
+
+
+def test_a_damaged_copy_of_the_hub_library_is_passed_over(
+    fake_hub: FakeHub, medium_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_hub.models[MODEL] = medium_llama
+    snapshot = in_the_librarys_cache(tmp_path, monkeypatch)
+    (snapshot / "config.json").write_bytes((medium_llama / "config.json").read_bytes())
+    (snapshot / "model.safetensors").write_bytes(b"damaged")
+    assert fetch(fake_hub, tmp_path / "a").bytes_fetched > 0
+    (snapshot / "config.json").write_bytes(b"\xff")
+    assert fetch(fake_hub, tmp_path / "b").bytes_fetched > 0
+    (snapshot.parents[1] / "refs" / "main").write_bytes(b"\xff\xfe")
+    assert fetch(fake_hub, tmp_path / "c").bytes_fetched > 0
+
+
+def test_a_reader_without_the_lock_removes_nothing(fake_hub: FakeHub, medium_llama: Path, tmp_path: Path) -> None:
+    """Between a writer's record and its weights both may disagree: whoever looks then must leave them alone."""
+    fake_hub.models[MODEL] = medium_llama
+    path = Path(fetch(fake_hub, tmp_path).path)
+    record = path.with_suffix(".json")
+    sound = record.read_text()
+    record.write_text(json.dumps({"sha256": "0" * 64}))
+    with pytest.raises(InputError, match="not on this machine"):
+        fetch_block(MODEL, cache=tmp_path, offline=True)
+    assert path.is_file()
+    record.write_text(sound)
+    assert fetch_block(MODEL, cache=tmp_path, offline=True)[0].bytes_fetched == 0
+
+
+def test_a_disk_that_fills_up_while_converting_is_told(
+    checkpoint_of: CheckpointOf, fake_hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medvisionllama.language import pickled as pickled_module
+
+    def full(tensors: object, path: Path, origin: object) -> None:
+        path.write_bytes(b"half of it")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    fake_hub.models[MODEL] = pickled(checkpoint_of("bert"), tmp_path / "p", full_model("bert").state_dict())
+    with monkeypatch.context() as patch:
+        patch.setattr(pickled_module, "save_file", full)
+        with pytest.raises(InputError, match=r"cannot be written.*Free some space"):
+            fetch(fake_hub, tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("*.part"))
+    assert fetch(fake_hub, tmp_path / "cache").bytes_fetched > 0
+
+
+def test_a_pickle_that_is_none_is_not_kept(checkpoint_of: CheckpointOf, fake_hub: FakeHub, tmp_path: Path) -> None:
+    folder = pickled(checkpoint_of("bert"), tmp_path / "p", full_model("bert").state_dict())
+    sound = (folder / "pytorch_model.bin").read_bytes()
+    (folder / "pytorch_model.bin").write_bytes(b"garbage" * 1000)
+    fake_hub.models[MODEL] = folder
+    with pytest.raises(InputError, match="tensors only"):
+        fetch(fake_hub, tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("*.bin*"))
+    (folder / "pytorch_model.bin").write_bytes(sound)
+    assert fetch(fake_hub, tmp_path / "cache").bytes_fetched > 0
+
+
+def test_a_default_cache_that_cannot_be_made_hinders_no_reader(
+    fake_hub: FakeHub, medium_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "file" / "assets"))
+    snapshot = in_the_librarys_cache(tmp_path, monkeypatch)
+    for name in ("config.json", "model.safetensors"):
+        (snapshot / name).write_bytes((medium_llama / name).read_bytes())
+    assert fetch_block(MODEL, offline=True)[0].revision == COMMIT
+    assert show_block("smollm2-135m")["at_hand"] == []
+    fake_hub.models["other/model"] = medium_llama
+    with pytest.raises(InputError, match="written"):
+        fetch_block("other/model", hub=Hub(fake_hub.endpoint, pause_s=0))
+
+
+def test_a_file_that_changes_its_size_is_noticed(fake_hub: FakeHub, medium_llama: Path, tmp_path: Path) -> None:
+    fake_hub.models[MODEL] = medium_llama
+    fake_hub.said_size = 10**9
+    with pytest.raises(InputError, match=r"said to have \d+ bytes, and now 1000000000"):
+        fetch(fake_hub, tmp_path)
+
+
+def test_the_list_shows_what_will_be_fetched(capsys: pytest.CaptureFixture[str]) -> None:
+    from medvisionllama.cli import main
+
+    assert main(["blocks", "list"]) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("smollm2-135m"))
+    assert "7.1 MB" in row
+    assert "93efa2f097d5" in row
+
+
+def test_several_layers_are_one_object(medium_llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from medvisionllama.cli import main
+
+    assert main(["blocks", "fetch", str(medium_llama), "--layer", "0", "1", "--json"]) == 0
+    assert [one["layer"] for one in json.loads(capsys.readouterr().out)["layers"]] == [0, 1]

@@ -8,18 +8,20 @@ own cache, the hub library's cache.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medvisionllama.errors import InputError
-from medvisionllama.language.families import family_of
+from medvisionllama.language.families import Family, family_of
 from medvisionllama.language.layout import (
     INDEX_FILE,
     PICKLE_FILE,
     SINGLE_FILE,
     Checkpoint,
+    check_layer,
     digest,
     read_json,
     resolve_layers,
@@ -28,8 +30,11 @@ from medvisionllama.language.source import Source, find_source
 from medvisionllama.language.store import ModelStore, default_store, disk_faults_told, stored_layer
 
 if TYPE_CHECKING:
+    from medvisionllama.language.download import Progress
     from medvisionllama.language.hub import Hub
-    from medvisionllama.language.hub_model import Progress
+
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,7 @@ def fetch_block(
     results = []
     for index, checkpoint in located.layers.items():
         names = checkpoint.layer_names(family, index, final_norm=True)
+        check_layer(checkpoint.facts(names), family, located.numbers, index, source=checkpoint.name)
         tensors = checkpoint.read(names)
         files = {checkpoint.files[theirs] for theirs in names.values()}
         results.append(
@@ -156,11 +162,12 @@ def locate(
     assert source.hub_id is not None, "a source is a folder or on the hub"
     assert source.revision is not None, "a source on the hub has a revision"
     store = ModelStore(default_store() if cache is None else cache, source.hub_id)
-    return (
-        _in_store(store, source, layers)
-        or _in_hub_library_cache(store, source, layers)
-        or _from_hub(store, source, layers, hub, whole_file, progress or _silent)
-    )
+    with disk_faults_told(store.root):
+        return (
+            _in_store(store, source, layers)
+            or _in_hub_library_cache(store, source, layers, may_fetch=hub is not None)
+            or _from_hub(store, source, layers, hub, whole_file, progress or _silent)
+        )
 
 
 def model_numbers(source: Source, *, cache: Path | None = None) -> Mapping[str, Any] | None:
@@ -171,10 +178,28 @@ def model_numbers(source: Source, *, cache: Path | None = None) -> Mapping[str, 
     store = ModelStore(default_store() if cache is None else cache, source.hub_id)
     if (commit := store.commit_of(source.revision or "main")) and (numbers := store.numbers(commit)):
         return numbers
+    return _numbers_in_library(source)
+
+
+def _in_library(source: Source, name: str) -> Path | None:
+    """A file of the model in the hub library's cache, or None."""
     from huggingface_hub import try_to_load_from_cache
 
-    path = try_to_load_from_cache(source.hub_id, "config.json", revision=source.revision)
-    return read_json(Path(path)) if isinstance(path, str) else None
+    assert source.hub_id is not None, "only what is on the hub is looked for"
+    try:
+        path = try_to_load_from_cache(source.hub_id, name, revision=source.revision)
+    except (OSError, ValueError):  # a damaged ref there names no commit
+        return None
+    return Path(path) if isinstance(path, str) else None
+
+
+def _numbers_in_library(source: Source) -> dict[str, Any] | None:
+    """The config.json in the hub library's cache, if it is there and can be read."""
+    config = _in_library(source, "config.json")
+    try:
+        return None if config is None else read_json(config)
+    except InputError:
+        return None
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -217,32 +242,45 @@ def _in_store(store: ModelStore, source: Source, layers: tuple[int, ...]) -> Loc
     return Located(numbers, commit, found, {})
 
 
-def _in_hub_library_cache(store: ModelStore, source: Source, layers: tuple[int, ...]) -> Located | None:
-    """The layers from the hub library's cache, if their files are there."""
-    from huggingface_hub import try_to_load_from_cache
-
-    from medvisionllama.language.pickled import converted
-
-    path = try_to_load_from_cache(store.hub_id, "config.json", revision=source.revision)
-    if not isinstance(path, str):
+def _in_hub_library_cache(
+    store: ModelStore, source: Source, layers: tuple[int, ...], *, may_fetch: bool
+) -> Located | None:
+    """The layers from the hub library's cache, if their files are there; damaged ones only hinder who cannot fetch."""
+    numbers = _numbers_in_library(source)
+    config = _in_library(source, "config.json")
+    if numbers is None or config is None:
         return None
-    snapshot = Path(path).parent
-    numbers = read_json(snapshot / "config.json")
     indices = _indices(numbers, layers, source)
-    family = family_of(numbers, source=source.given)
+    try:
+        checkpoint = _in_snapshot(config.parent, store, family_of(numbers, source=source.given), numbers, indices)
+    except InputError as fault:
+        if not may_fetch:
+            raise
+        _LOG.warning("%s The hub library's copy is not used.", fault)
+        return None
+    if checkpoint is None:
+        return None
+    return Located(numbers, config.parent.name, dict.fromkeys(indices, checkpoint), {})
+
+
+def _in_snapshot(
+    snapshot: Path, store: ModelStore, family: Family, numbers: Mapping[str, Any], indices: tuple[int, ...]
+) -> Checkpoint | None:
+    from medvisionllama.language.pickled import Pickle, converted
+
     if (snapshot / INDEX_FILE).is_file() or (snapshot / SINGLE_FILE).is_file():
         checkpoint = Checkpoint.of_folder(snapshot)
         for index in indices:
             names = checkpoint.layer_names(family, index, final_norm=True)
             if not all(checkpoint.files[theirs].is_file() for theirs in names.values()):
                 return None
-    elif (snapshot / PICKLE_FILE).is_file():
-        with disk_faults_told(store.root):
-            store.at(snapshot.name).mkdir(parents=True, exist_ok=True)
-            checkpoint = converted(store, snapshot.name, family, lambda: snapshot / PICKLE_FILE)
-    else:
-        return None
-    return Located(numbers, snapshot.name, dict.fromkeys(indices, checkpoint), {})
+            check_layer(checkpoint.facts(names), family, numbers, index, source=checkpoint.name)
+        return checkpoint
+    if (snapshot / PICKLE_FILE).is_file():
+        store.at(snapshot.name).mkdir(parents=True, exist_ok=True)
+        left_alone = Pickle(snapshot / PICKLE_FILE, lambda: None)
+        return converted(store, snapshot.name, family, lambda: left_alone)
+    return None
 
 
 def _from_hub(
@@ -260,15 +298,14 @@ def _from_hub(
         )
     from medvisionllama.language.hub_model import HubModel
 
-    with disk_faults_told(store.root):
-        start = hub.bytes_received
-        model = HubModel.open(hub, store, source)
-        indices = _indices(model.numbers, layers, source)
-        found, received = {}, {}
-        for index in indices:
-            before = hub.bytes_received
-            found[index] = model.layer(index, whole_file, progress)
-            received[index] = hub.bytes_received - before
-        # What was read to know the model counts towards its first layer.
-        received[indices[0]] += hub.bytes_received - start - sum(received.values())
+    start = hub.bytes_received
+    model = HubModel.open(hub, store, source)
+    indices = _indices(model.numbers, layers, source)
+    found, received = {}, {}
+    for index in indices:
+        before = hub.bytes_received
+        found[index] = model.layer(index, whole_file, progress)
+        received[index] = hub.bytes_received - before
+    # What was read to know the model counts towards its first layer.
+    received[indices[0]] += hub.bytes_received - start - sum(received.values())
     return Located(model.numbers, model.commit, found, received)

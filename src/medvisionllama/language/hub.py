@@ -80,6 +80,7 @@ class Hub:
         self.endpoint = endpoint
         self.pause_s = pause_s
         self.bytes_received = 0
+        self._sizes: dict[HubFile, int] = {}
         self._headers = build_hf_headers(token=token, library_name="medvisionllama")
         # Compressed bodies would make nonsense of byte ranges.
         self._headers["accept-encoding"] = "identity"
@@ -121,6 +122,7 @@ class Hub:
                     deque(self._body(response), maxlen=0)  # read to its end, a connection can be used again
                 else:
                     size = int(length or -1)
+                self._sizes[file] = size
                 return FileFacts(size, published.group(1) if published else None)
 
         return self._patiently(file, attempt)
@@ -153,7 +155,7 @@ class Hub:
                     position += len(piece)
                 if position < stop:
                     raise _PassingError(f"the connection ended after byte {position} of {stop}")
-            except (_PassingError, httpx2.TransportError) as fault:
+            except (_PassingError, httpx2.RequestError) as fault:
                 failures = 0 if position > before else failures + 1
                 self._pause_or_give_up(file, failures, fault)
             except OfflineModeIsEnabled:
@@ -163,7 +165,10 @@ class Hub:
         with self._request(file, {"range": f"bytes={start}-{stop - 1}"}) as response:
             self._accept(file, response, {200, 206})
             if response.status_code == 206:
-                if _range_of(file, response)[0] != start:
+                first, size = _range_of(file, response)
+                if -1 not in (size, known := self._sizes.get(file, -1)) and size != known:
+                    raise _PassingError(f"the file was said to have {known} bytes, and now {size}")
+                if first != start:
                     raise InputError(
                         f"the hub sent other bytes of {file} than were asked for",
                         got=response.headers.get("content-range", "no content-range"),
@@ -205,7 +210,7 @@ class Hub:
         while True:
             try:
                 return attempt()
-            except (_PassingError, httpx2.TransportError) as fault:
+            except (_PassingError, httpx2.RequestError) as fault:
                 failures += 1
                 self._pause_or_give_up(file, failures, fault)
             except OfflineModeIsEnabled:
@@ -225,11 +230,16 @@ class Hub:
         status = response.status_code
         if status in statuses:
             return
-        # Past a redirect the answer is a storage host's, whose links expire: the hub gives a fresh one.
-        if response.history or status in (408, 425, 429) or status >= 500:
+        error = response.headers.get("x-error-code")
+        if _is_from_storage(response, error) or status in (408, 425, 429) or status >= 500:
             raise _PassingError(f"status {status}")
         page = f"{self.endpoint or constants.ENDPOINT}/{file.hub_id}"
-        error = response.headers.get("x-error-code")
+        if error == "RepoNotFound":
+            raise InputError(
+                f"the hub knows no model {file.hub_id}, or shows it to none but its owners",
+                got=f"status {status}",
+                mend=f"Check the spelling at {page}; for a private model log in with `hf auth login`.",
+            )
         if error == "RevisionNotFound":
             raise InputError(f"{file.hub_id} has no revision {file.revision}", mend=f"Choose one that {page} shows.")
         if status in (401, 403):
@@ -237,7 +247,7 @@ class Hub:
             raise InputError(
                 f"the hub refuses {file}: the model is gated"
                 + (" and your token gives no access to it" if has_token else " and no token was sent")
-                + ("" if error == "GatedRepo" else ", private or misspelt"),
+                + ("" if error == "GatedRepo" else ", or private"),
                 got=f"status {status}",
                 mend=f"Accept the licence at {page} with your account, then log in with `hf auth login` "
                 "(a token that may read gated models) and try again.",
@@ -250,6 +260,17 @@ class Hub:
 def _is_missing_file(response: httpx2.Response) -> bool:
     """Whether the model and revision are there but not the file."""
     return response.status_code == 404 and response.headers.get("x-error-code") == "EntryNotFound"
+
+
+def _is_from_storage(response: httpx2.Response, error: str | None) -> bool:
+    """Whether an answer comes from a storage host, whose links expire: the hub gives a fresh one.
+
+    A redirect alone does not tell: the hub sends on from a model's old name to its new one.
+    """
+    if not response.history:
+        return False
+    asked, answering = response.history[0].url, response.url
+    return (asked.host, asked.port) != (answering.host, answering.port) or error is None
 
 
 def _first_header(response: httpx2.Response, name: str) -> str | None:

@@ -12,41 +12,34 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from hashlib import file_digest
-from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
-from torch import nn
 
 from medvisionllama.errors import InputError
-from medvisionllama.language.attention import register
+from medvisionllama.language.download import Download, Piece, Progress
 from medvisionllama.language.families import Family, family_of
 from medvisionllama.language.hub import Hub, HubFile
 from medvisionllama.language.layout import (
     INDEX_FILE,
+    ITEM_BYTES,
     PICKLE_FILE,
     SINGLE_FILE,
     Checkpoint,
-    check_shapes,
+    TensorFacts,
+    check_layer,
     is_plain_name,
     layer_tensor_names,
 )
-from medvisionllama.language.pickled import converted
+from medvisionllama.language.pickled import Pickle, converted
 from medvisionllama.language.source import Source
-from medvisionllama.language.store import ModelStore, is_commit, layer_stem, stored_layer, write_atomically
-
-Progress = Callable[[str, int, int], None]
-"""Told what is being fetched, the bytes that have arrived, and the bytes in all."""
+from medvisionllama.language.store import ModelStore, is_commit, layer_stem, stored_layer
+from medvisionllama.whole_file import whole_file
 
 _HEADER_GUESS_BYTES = 32 << 10  # holds most shards' headers, so that one request does
 _HEADER_BYTES_AT_MOST = 100_000_000  # the format's own limit
-_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
 @dataclass(frozen=True)
@@ -95,12 +88,12 @@ class HubModel:
             raise InputError(f"{file} is not a JSON object", mend="Choose another revision.") from None
         family = family_of(numbers, source=store.hub_id)
         store.at(commit).mkdir(parents=True, exist_ok=True)
-        write_atomically(store.at(commit) / "config.json", config.content)
-        if known is None:
-            store.remember(revision, commit)
+        with whole_file(store.at(commit) / "config.json") as part:
+            part.write_bytes(config.content)
+        store.remember(revision, commit)
         return cls(hub, store, commit, numbers, family)
 
-    def layer(self, index: int, whole_file: bool, progress: Progress) -> Checkpoint:
+    def layer(self, index: int, ranges_ignored: bool, progress: Progress) -> Checkpoint:
         """One layer, fetched by exactly one of all processes that ask for it."""
         with WeakFileLock(self.store.at(self.commit) / f"{layer_stem(index)}.lock"):
             if (checkpoint := stored_layer(self.store, self.commit, index)) is not None:
@@ -108,7 +101,7 @@ class HubModel:
             files = self._files()
             if files is None:
                 return self._convert(progress)
-            return self._fetch_layer(index, files, whole_file, progress)
+            return self._fetch_layer(index, files, ranges_ignored, progress)
 
     def _file(self, name: str) -> HubFile:
         return HubFile(self.store.hub_id, self.commit, name)
@@ -126,32 +119,34 @@ class HubModel:
         raise InputError(f"{self._file(INDEX_FILE)} has no weight_map of plain file names", mend="Report it there.")
 
     def _fetch_layer(
-        self, index: int, weight_map: Mapping[str, str], whole_file: bool, progress: Progress
+        self, index: int, weight_map: Mapping[str, str], ranges_ignored: bool, progress: Progress
     ) -> Checkpoint:
-        places = self._places(index, weight_map, whole_file)
+        places = self._places(index, weight_map, ranges_ignored)
         header = _one_layer_header(places, {"hub_id": self.store.hub_id, "commit": self.commit, "layer": str(index)})
         path = self.store.weights(self.commit, layer_stem(index))
-        total = len(header) + sum(place.stop - place.start for place in places)
-        _Download(self.hub, path.with_suffix(".part"), f"layer {index} of {self.store.hub_id}", total, progress).run(
-            header, [(self._file(file), start, stop) for file, start, stop in _runs(places)], whole_file
-        )
+        pieces = tuple(Piece(self._file(file), start, stop) for file, start, stop in _runs(places))
+        download = Download(path.with_suffix(".part"), f"layer {index} of {self.store.hub_id}", header, pieces)
+        arrived = download.run(self.hub, progress, ranges_ignored=ranges_ignored)
         record = {
             "hub_id": self.store.hub_id,
             "commit": self.commit,
             "layer": index,
             "files": sorted({place.file for place in places}),
-            "bytes": total,
+            "bytes": download.total,
         }
-        return self.store.admit(path.with_suffix(".part"), path, record)
+        try:
+            return self.store.admit(download.part, path, record, arrived)
+        finally:
+            download.discard()
 
-    def _places(self, index: int, weight_map: Mapping[str, str], whole_file: bool) -> list[_TensorPlace]:
+    def _places(self, index: int, weight_map: Mapping[str, str], ranges_ignored: bool) -> list[_TensorPlace]:
         """Where the layer's tensors lie, checked against the shape the model's config.json asks for."""
         if weight_map:
             wanted = self._names(index, weight_map)
             shards = sorted({weight_map[theirs] for theirs in wanted.values()})
         else:
             wanted, shards = {}, [SINGLE_FILE]
-        found = {place.name: place for shard in shards for place in self._read_header(shard, whole_file)}
+        found = {place.name: place for shard in shards for place in self._read_header(shard, ranges_ignored)}
         wanted = wanted or self._names(index, found)
         if missing := sorted(set(wanted.values()) - set(found)):
             raise InputError(
@@ -159,26 +154,14 @@ class HubModel:
                 mend="Choose another revision.",
             )
         places = {ours: found[theirs] for ours, theirs in wanted.items()}
-        if odd := sorted(place.name for place in places.values() if place.dtype not in _ITEM_BYTES):
-            raise InputError(
-                f"{self.store.hub_id} stores {odd[0]} in a number format that is not read here",
-                got=found[odd[0]].dtype,
-                expected="one of " + ", ".join(_ITEM_BYTES),
-                mend="Choose a checkpoint that is not quantised.",
-            )
-        register()
-        config = self.family.model_config(self.numbers)
-        with torch.device("meta"):
-            shape_of = nn.ModuleDict({"layer": self.family.build_layer(config, index)})
-            if (norm := self.family.build_final_norm(config)) is not None:
-                shape_of["norm"] = norm
-        check_shapes({ours: place.shape for ours, place in places.items()}, shape_of, source=self.store.hub_id)
+        facts = {ours: TensorFacts(place.dtype, place.shape) for ours, place in places.items()}
+        check_layer(facts, self.family, self.numbers, index, source=self.store.hub_id)
         return sorted(places.values(), key=lambda place: (place.file, place.start))
 
     def _names(self, index: int, available: Iterable[str]) -> dict[str, str]:
         return layer_tensor_names(self.family, index, final_norm=True, available=available, source=self.store.hub_id)
 
-    def _read_header(self, shard: str, whole_file: bool) -> list[_TensorPlace]:
+    def _read_header(self, shard: str, ranges_ignored: bool) -> list[_TensorPlace]:
         """The tensors of one safetensors file on the hub, from its first bytes."""
         file = self._file(shard)
         facts = self.hub.facts(file)
@@ -186,19 +169,19 @@ class HubModel:
             raise InputError(f"the hub lacks {file}, which its index lists", mend="Choose another revision.")
         head = bytearray()
         guess = _HEADER_GUESS_BYTES if facts.size < 0 else min(_HEADER_GUESS_BYTES, facts.size)
-        self.hub.copy(file, 0, guess, head.extend, whole_file=whole_file)
+        self.hub.copy(file, 0, guess, head.extend, whole_file=ranges_ignored)
         length = 8 + int.from_bytes(head[:8], "little")
         if not 8 < length <= (facts.size if facts.size > 0 else _HEADER_BYTES_AT_MOST):
             raise _no_safetensors(file)
         if length > len(head):
-            self.hub.copy(file, len(head), length, head.extend, whole_file=whole_file)
+            self.hub.copy(file, len(head), length, head.extend, whole_file=ranges_ignored)
         return list(_parse_header(file, bytes(head[8:length]), length, facts.size))
 
     def _convert(self, progress: Progress) -> Checkpoint:
         """All layers of a model that only ships a pickle, which has to be fetched whole."""
         return converted(self.store, self.commit, self.family, lambda: self._pickle(progress))
 
-    def _pickle(self, progress: Progress) -> Path:
+    def _pickle(self, progress: Progress) -> Pickle:
         """The pickle's file, fetched and compared with the hub's sha256."""
         file = self._file(PICKLE_FILE)
         facts = self.hub.facts(file)
@@ -209,64 +192,14 @@ class HubModel:
                 mend="Choose another model or revision.",
             )
         part = self.store.at(self.commit) / f"{PICKLE_FILE}.part"
-        _Download(self.hub, part, str(file), facts.size, progress).run(b"", [(file, 0, facts.size)], True)
-        with part.open("rb") as stream:
-            found = file_digest(stream, "sha256").hexdigest()
-        if facts.sha256 not in (None, found):
-            part.unlink()
+        download = Download(part, str(file), b"", (Piece(file, 0, facts.size),))
+        arrived = download.run(self.hub, progress, ranges_ignored=True)
+        if facts.sha256 not in (None, arrived):
+            download.discard()
             raise InputError(
-                f"{file} arrived damaged", got=f"sha256 {found}", expected=facts.sha256 or "", mend="Try again."
+                f"{file} arrived damaged", got=f"sha256 {arrived}", expected=facts.sha256 or "", mend="Try again."
             )
-        return part
-
-
-@dataclass(frozen=True)
-class _Download:
-    """A file put together from a beginning of our own and pieces of the hub's files; it can be taken up again."""
-
-    hub: Hub
-    part: Path
-    what: str
-    total: int
-    progress: Progress
-
-    def run(self, beginning: bytes, pieces: list[tuple[HubFile, int, int]], whole_file: bool) -> None:
-        """Write the file, or what of it is missing."""
-        done = self._sound_bytes(beginning)
-        free = shutil.disk_usage(self.part.parent).free
-        if free < self.total - done:
-            raise InputError(
-                f"there is no room for {self.what} in {self.part.parent}",
-                got=f"{free / 1e6:.1f} MB free",
-                expected=f"{(self.total - done) / 1e6:.1f} MB",
-                mend="Free some space, or choose another cache folder.",
-            )
-        with self.part.open("r+b" if done else "wb") as out:
-            out.seek(done)
-            if done == 0:
-                out.write(beginning)
-
-            def write(piece: bytes) -> None:
-                out.write(piece)
-                self.progress(self.what, out.tell(), self.total)
-
-            self.progress(self.what, out.tell(), self.total)
-            skip = out.tell() - len(beginning)
-            for file, start, stop in pieces:
-                have = min(skip, stop - start)
-                skip -= have
-                self.hub.copy(file, start + have, stop, write, whole_file=whole_file)
-            out.flush()
-            os.fsync(out.fileno())
-
-    def _sound_bytes(self, beginning: bytes) -> int:
-        """How much of an earlier attempt can be kept: nothing, if it set out to write something else."""
-        if not self.part.is_file() or self.part.stat().st_size > self.total:
-            return 0
-        with self.part.open("rb") as earlier:
-            if earlier.read(len(beginning)) != beginning:
-                return 0
-        return self.part.stat().st_size
+        return Pickle(part, download.discard)
 
 
 def _runs(places: list[_TensorPlace]) -> list[tuple[str, int, int]]:
@@ -305,7 +238,7 @@ def _parse_header(file: HubFile, text: bytes, data_start: int, size: int) -> Ite
         for name, entry in entries.items():
             dtype, shape = str(entry["dtype"]), tuple(int(edge) for edge in entry["shape"])
             begin, end = (int(offset) for offset in entry["data_offsets"])
-            if dtype in _ITEM_BYTES and end - begin != math.prod(shape) * _ITEM_BYTES[dtype]:
+            if dtype in ITEM_BYTES and end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
                 raise _no_safetensors(file)
             if begin < 0 or end < begin or (size > 0 and data_start + end > size):
                 raise _no_safetensors(file)

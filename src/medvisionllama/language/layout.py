@@ -6,22 +6,37 @@ Such a folder has a config.json and either one model.safetensors or several shar
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from medvisionllama.errors import InputError
+from medvisionllama.language.attention import register
 from medvisionllama.language.families import Family
+
+_T = TypeVar("_T")
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLE_FILE = "pytorch_model.bin"
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+"""Bytes of a number in the formats that are read here, by safetensors' names of them."""
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """What a checkpoint says of a tensor before it is read."""
+
+    dtype: str
+    """As safetensors calls it."""
+    shape: tuple[int, ...]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -147,6 +162,37 @@ def check_shapes(tensors: Mapping[str, tuple[int, ...]], model: nn.Module, *, so
             )
 
 
+def check_layer(
+    tensors: Mapping[str, TensorFacts], family: Family, numbers: Mapping[str, Any], index: int, *, source: str
+) -> None:
+    """Compare one layer and the final norm, as a checkpoint describes them, with what config.json asks for.
+
+    Args:
+        tensors: Our name (see `layer_tensor_names`) -> what the checkpoint says of it.
+        family: The checkpoint's family.
+        numbers: Its config.json.
+        index: The layer, counted from 0.
+        source: How to call the checkpoint in messages.
+
+    Raises:
+        InputError: As `check_shapes`, or the numbers are stored in a format that is not read here.
+    """
+    if odd := sorted(name for name, facts in tensors.items() if facts.dtype not in ITEM_BYTES):
+        raise InputError(
+            f"{source} stores {odd[0]} in a number format that is not read here",
+            got=tensors[odd[0]].dtype,
+            expected="one of " + ", ".join(ITEM_BYTES),
+            mend="Choose a checkpoint that is not quantised.",
+        )
+    register()
+    config = family.model_config(numbers)
+    with torch.device("meta"):
+        wanted = nn.ModuleDict({"layer": family.build_layer(config, index)})
+        if (norm := family.build_final_norm(config)) is not None:
+            wanted["norm"] = norm
+    check_shapes({name: facts.shape for name, facts in tensors.items()}, wanted, source=source)
+
+
 _MEND = "Give a checkpoint whose config.json and weights belong together."
 
 
@@ -193,7 +239,19 @@ class Checkpoint:
         Raises:
             InputError: A file is missing, is damaged, or lacks a tensor that the index promises.
         """
-        tensors = {}
+        return self._of_each(names, lambda handle, name: handle.get_tensor(name))
+
+    def facts(self, names: Mapping[str, str]) -> dict[str, TensorFacts]:
+        """What the files say of tensors, without reading these; arguments and errors as those of `read`."""
+
+        def look(handle: Any, name: str) -> TensorFacts:
+            found = handle.get_slice(name)
+            return TensorFacts(found.get_dtype(), tuple(found.get_shape()))
+
+        return self._of_each(names, look)
+
+    def _of_each(self, names: Mapping[str, str], take: Callable[[Any, str], _T]) -> dict[str, _T]:
+        taken = {}
         with ExitStack() as open_files:
             handles: dict[Path, Any] = {}
             for ours, theirs in names.items():
@@ -201,10 +259,10 @@ class Checkpoint:
                 try:
                     if path not in handles:
                         handles[path] = open_files.enter_context(safe_open(path, framework="pt"))
-                    tensors[ours] = handles[path].get_tensor(theirs)
+                    taken[ours] = take(handles[path], theirs)
                 except (OSError, SafetensorError) as fault:
                     raise _damaged(path, fault) from None
-        return tensors
+        return taken
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

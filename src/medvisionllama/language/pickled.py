@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import pickle
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,34 +26,56 @@ from medvisionllama.language.store import ModelStore
 _LOG = logging.getLogger(__name__)
 
 
-def converted(store: ModelStore, commit: str, family: Family, find_pickle: Callable[[], Path]) -> Checkpoint:
+@dataclass(frozen=True)
+class Pickle:
+    """A pickled checkpoint that is at hand."""
+
+    path: Path
+    discard: Callable[[], None]
+    """Called once it is read or refused; removes a copy that was fetched for this alone."""
+
+
+def converted(store: ModelStore, commit: str, family: Family, find_pickle: Callable[[], Pickle]) -> Checkpoint:
     """The layers of a pickled checkpoint as safetensors, converted by one of all processes, once.
 
     Args:
         store: Where they are kept.
         commit: The commit they belong to.
         family: Their family.
-        find_pickle: Brings the pickle; not called where the conversion was done before. A pickle that was
-            fetched into the store is removed afterwards, one that lies elsewhere is left alone.
+        find_pickle: Brings the pickle; not called where the conversion was done before.
+
+    Raises:
+        InputError: The pickle is damaged or holds anything but tensors, or there is no room.
     """
     path = store.weights(commit, "converted")
     with WeakFileLock(path.with_suffix(".lock")):
         if (checkpoint := store.checkpoint(commit, "converted")) is not None:
             return checkpoint
         pickled = find_pickle()
-        tensors = _layers_of_pickle(pickled, family)
-        _LOG.warning(
-            "%s ships no safetensors: its %s was read as tensors only and converted once.",
-            store.hub_id,
-            PICKLE_FILE,
-        )
-        origin = {"hub_id": store.hub_id, "commit": commit, "converted_from": PICKLE_FILE}
-        part = path.with_suffix(".part")
+        try:
+            tensors = _layers_of_pickle(pickled.path, family)
+            _LOG.warning(
+                "%s ships no safetensors: its %s was read as tensors only and converted once.",
+                store.hub_id,
+                PICKLE_FILE,
+            )
+            return _written(tensors, store, commit, path)
+        finally:
+            pickled.discard()
+
+
+def _written(tensors: dict[str, Tensor], store: ModelStore, commit: str, path: Path) -> Checkpoint:
+    origin = {"hub_id": store.hub_id, "commit": commit, "converted_from": PICKLE_FILE}
+    part = path.with_suffix(".part")
+    try:
         save_file(tensors, part, origin)
-        checkpoint = store.admit(part, path, origin)
-        if pickled.parent == path.parent:
-            pickled.unlink()
-        return checkpoint
+        return store.admit(part, path, origin)
+    except SafetensorError as fault:
+        raise InputError(
+            f"{path} cannot be written: {fault}", mend="Free some space or choose another cache folder."
+        ) from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _layers_of_pickle(path: Path, family: Family) -> dict[str, Tensor]:

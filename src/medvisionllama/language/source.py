@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import file_digest
@@ -13,8 +12,6 @@ from typing import Any
 from medvisionllama.errors import InputError
 from medvisionllama.language.catalog import CATALOG, EMBEDDED_PACKAGE, EMBEDDED_REVISION, EMBEDDED_SHA256
 from medvisionllama.language.layout import SINGLE_FILE, read_json
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -75,13 +72,25 @@ def find_source(source: str, revision: str | None = None) -> Source:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return Source(source, source, folder, None, None, read_json(folder / "config.json"))
-    if _HUB_ID.fullmatch(source):
+    if _may_be_hub_id(source):
         return Source(source, source, None, source, revision or "main", None)
     raise InputError(
         f"there is no language model {source!r}",
         expected="a folder, a hub id owner/name, or one of " + ", ".join(CATALOG),
         mend="See `blocks list` for the names.",
     )
+
+
+def _may_be_hub_id(source: str) -> bool:
+    """Whether the hub could hold a model of that name: it has rules of its own for dots and dashes."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        return False
+    return source.count("/") == 1
 
 
 def _embedded_folder() -> Path | None:
