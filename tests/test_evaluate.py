@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import medvisionllama as mvl
+from medvisionllama.cli import main
 from medvisionllama.data.decathlon import Task
 from medvisionllama.data.nifti import read_label_map, write_label_map, write_volume
 from medvisionllama.errors import InputError
@@ -522,3 +523,28 @@ def test_lesions_do_not_depend_on_how_classes_are_named(folders):
     (references.parent / "dataset.json").unlink()
     evaluate_folders(*folders, lesion_min_iou=0.1)
     assert [row.value for row in read_scores(out / "lesions.csv")] == pytest.approx(named, nan_ok=True)
+
+
+def test_the_command_prints_all_that_matters(folders, capsys):
+    predictions, references, out = folders
+    array = read_label_map(predictions / "case_0.nii.gz").array
+    write_label_map(Volume(np.where(array == 2, 0, array), AFFINE), predictions / "case_0.nii.gz")
+    assert main(["evaluate", *map(str, (predictions, references)), "--out", str(out), "--lesions", "0.2"]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[:3]] == ["Anterior", "Posterior", "overall"]
+    assert lines[2].startswith(f"overall: dice {summary['overall']['dice']['mean']:.4f}, nsd ")
+    assert lines[2].endswith("(n = 3; 1 missed, 0 false alarms, 0 absent)")
+    assert lines[3] == "NSD at 1 mm"
+    assert lines[4].endswith("union of 0.2 on")
+    lesions = summary["lesions"]["classes"]["Posterior"]
+    assert lines[6].startswith(f"Posterior: {lesions['total_found']} of {lesions['total_lesions']} found, ")
+
+
+def test_the_command_prints_no_score_where_there_is_none(folders, capsys):
+    predictions, references, out = folders
+    for folder in (predictions, references):
+        for path in folder.iterdir():
+            write_label_map(Volume(np.minimum(read_label_map(path).array, 1), AFFINE), path)
+    assert main(["evaluate", *map(str, (predictions, references)), "--out", str(out)]) == 0
+    assert "Posterior: no score (n = 0; 0 missed, 0 false alarms, 3 absent)" in capsys.readouterr().out.splitlines()

@@ -413,6 +413,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         print(to_json(summary))
     else:
         _print_classes(summary)
+        _print_lesions(summary)
     return DONE
 
 
@@ -490,12 +491,15 @@ def _blocks_list(options: argparse.Namespace) -> int:
             f"{block.width}",
             f"{block.layers}",
             f"{block.layer_parameters:,}",
+            f"{block.layer_bytes / 1e6:.1f} MB" if block.layer_bytes else "",
+            (block.revision or "")[:12],
             block.licence or "",
             "embedded" if block.embedded else "gated" if block.gated else "",
         )
         for block in blocks
     ]
-    _print_table(("name", "hub id", "family", "width", "layers", "layer's parameters", "licence", ""), rows)
+    head = ("name", "hub id", "family", "width", "layers", "layer's parameters", "and bytes", "revision", "licence", "")
+    _print_table(head, rows)
     return DONE
 
 
@@ -643,14 +647,28 @@ def _tell_scores(summaries: dict[str, dict[str, Any]], part: str, as_json: bool)
 
 
 def _print_classes(summary: dict[str, Any]) -> None:
-    for name, scores in summary["classes"].items():
-        told = ", ".join(
-            f"{metric} {scores[metric]['mean']:.4f}"
-            for metric in ("dice", "nsd", "hd95_mm")
-            if scores[metric]["mean"] is not None
+    from medvisionllama.reports.outcomes import told
+
+    for name, scores in {**summary["classes"], "overall": summary["overall"]}.items():
+        means = ", ".join(
+            f"{metric} {scores[metric]['mean']:.4f}" for metric in ("dice", "nsd", "hd95_mm") if scores[metric]["n"]
         )
-        counts = ", ".join(f"{scores[c]} {c.replace('_', ' ')}" for c in ("missed", "false_alarms", "absent"))
-        print(f"{name}: {told} (n = {scores['dice']['n']}; {counts})")
+        print(f"{name}: {means or 'no score'} (n = {scores['dice']['n']}; {told(scores)})")
+    if summary["tolerance_mm"] is not None:
+        print(f"NSD at {summary['tolerance_mm']:g} mm")
+
+
+def _print_lesions(summary: dict[str, Any]) -> None:
+    if "lesions" not in summary:
+        return
+    print(f"lesions, found from an intersection over union of {summary['lesions']['min_iou']:g} on")
+    for name, scores in summary["lesions"]["classes"].items():
+        volumes = [f"{scores[key]['mean']:.2f}" for key in ("volume_ml", "predicted_volume_ml")]
+        print(
+            f"{name}: {scores['total_found']} of {scores['total_lesions']} found, "
+            f"{scores['total_false_positive_lesions']} false positives; "
+            f"mean volume {volumes[0]} ml, predicted {volumes[1]} ml"
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 import gzip
 import itertools
 import os
+import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medvisionllama.data import nifti
 from medvisionllama.data.nifti import (
     case_name,
     read_grid,
@@ -49,7 +51,7 @@ def image(tmp_path: Path) -> Path:
 
 def save(path: Path, array: np.ndarray, affine: np.ndarray = OBLIQUE) -> Path:
     """By nibabel alone: nothing of ours takes part."""
-    nib.save(nib.Nifti1Image(array, affine), path)
+    nib.save(nib.Nifti1Image(array, affine, dtype=array.dtype), path)
     return path
 
 
@@ -151,6 +153,45 @@ def test_labels_take_the_smallest_type(tmp_path: Path, low: int, high: int, dtyp
     assert back.array.dtype == np.dtype(dtype)
     assert stored_type(tmp_path / "label.nii.gz") == np.dtype(dtype).name
     np.testing.assert_array_equal(back.array, array)
+
+
+@pytest.mark.parametrize("dtype", ["int16", "int64", "float64"])
+def test_a_label_map_is_the_same_however_it_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    wanted = RNG.integers(0, 9, (3, 4, 7))
+    wanted[0, 0, 2:] = [200, 300, -1, 2, 0]  # the smallest type grows from slab to slab
+    path = save(tmp_path / "label.nii.gz", wanted.astype(dtype))
+    for voxels in (1, 12, 36, 1000):
+        monkeypatch.setattr(nifti, "_SLAB_VOXELS", voxels)
+        back = read_label_map(path).array
+        np.testing.assert_array_equal(back, wanted)
+        assert back.dtype == np.int16
+        assert back.flags.c_contiguous
+
+
+def test_very_large_labels_beside_negative_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nifti, "_SLAB_VOXELS", 1)
+    wanted = np.array([2**40 + 1, -1, 0]).reshape(1, 1, 3)
+    np.testing.assert_array_equal(read_label_map(save(tmp_path / "label.nii", wanted)).array, wanted)
+
+
+def test_labels_stored_as_floats_take_little_more_room_than_their_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nifti, "_SLAB_VOXELS", 1 << 14)
+    path = save(tmp_path / "label.nii", np.ones((64, 64, 128)))
+    tracemalloc.start()
+    read_label_map(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.6 * path.stat().st_size
+
+
+def test_a_fraction_in_the_last_slab_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nifti, "_SLAB_VOXELS", 1)
+    array = np.zeros((2, 2, 5))
+    array[1, 1, 4] = 0.25
+    with pytest.raises(InputError, match=r"0\.25"):
+        read_label_map(save(tmp_path / "label.nii", array))
 
 
 def test_labels_stored_as_floats_are_taken_where_whole(tmp_path: Path) -> None:

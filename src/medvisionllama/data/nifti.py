@@ -21,6 +21,7 @@ from medvisionllama.whole_file import whole_file
 
 ENDINGS = (".nii.gz", ".nii")
 WHOLE_NUMBER_TOLERANCE = 1e-4  # what a label may lose on its way through a float or a stored slope
+_SLAB_VOXELS = 1 << 22
 _GZIP_MAGIC = b"\x1f\x8b"
 _SCANNER = 1  # NIfTI's xform code for "scanner anatomical"
 _IMAGE_CLASSES: tuple[Any, ...] = (nib.Nifti1Image, nib.Nifti2Image)
@@ -72,10 +73,16 @@ def read_label_map(path: Path | str) -> Volume:
             expected="three axes",
             mend="Store one number per voxel: the class.",
         )
-    array = np.asarray(image.dataobj).reshape(shape)
-    if array.dtype.kind == "f":
-        array = _whole_numbers(path, array)
-    return Volume(np.ascontiguousarray(_smallest(array)), image.affine)
+    labels = np.empty(shape, dtype=np.uint8)
+    planes = max(1, _SLAB_VOXELS // (shape[0] * shape[1]))
+    # Slab by slab: the file's own numbers, often 64-bit floats, are many times the size of the labels they mean.
+    for first in range(0, shape[2], planes):
+        slab = np.asarray(image.dataobj[:, :, first : first + planes]).reshape(*shape[:2], -1)
+        slab = _smallest(_whole_numbers(path, slab) if slab.dtype.kind == "f" else slab)
+        both = np.promote_types(labels.dtype, slab.dtype)  # float for uint64 and a signed type: then the file has int64
+        labels = labels.astype(both if both.kind in "iu" else np.int64, copy=False)
+        labels[:, :, first : first + planes] = slab
+    return Volume(_smallest(labels), image.affine)
 
 
 def read_grid(path: Path | str) -> tuple[Grid, int]:
@@ -232,7 +239,7 @@ def _smallest(array: Array) -> Array:
     """Unsigned where nothing is negative."""
     low, high = int(array.min()), int(array.max())
     dtype = np.min_scalar_type(high) if low >= 0 else np.min_scalar_type(min(low, -high - 1))
-    return array.astype(dtype)
+    return array.astype(dtype, copy=False)
 
 
 def _write(array: Array, volume: Volume, path: Path) -> None:
