@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -646,3 +649,113 @@ def test_norms_are_those_of_the_tokens(checkpoint_of: CheckpointOf) -> None:
     watch.close()
     block(2 * x)
     assert watch.read() == norms
+
+
+# Faults that a reviewer found
+
+
+@every_family
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_a_block_can_be_sent_to_another_process(family_name: str, lora_rank: int, checkpoint_of: CheckpointOf) -> None:
+    block = block_of(checkpoint_of(family_name), lora_rank=lora_rank)
+    if lora_rank:
+        shake_adapters(block)
+    again = pickle.loads(pickle.dumps(block))
+    x = tokens(block.width)
+    with torch.no_grad():
+        assert torch.equal(again(x), block(x))
+        assert torch.equal(again.forward_as_language_model(x), block.forward_as_language_model(x))
+    assert again.base_sha256() == block.base_sha256()
+    assert again.identity == block.identity
+
+
+@pytest.mark.parametrize("family_name", ROTARY)
+def test_a_copy_is_independent(family_name: str, checkpoint_of: CheckpointOf) -> None:
+    block = block_of(checkpoint_of(family_name))
+    x = tokens(block.width)
+    with torch.no_grad():
+        before = block(x)
+        copied = deepcopy(block)
+        for p in block.parameters():
+            p.zero_()
+        assert torch.equal(copied(x), before)
+
+
+@pytest.mark.parametrize("family_name", ROTARY)
+def test_unfrozen_norms_get_a_gradient(family_name: str, checkpoint_of: CheckpointOf) -> None:
+    folder = checkpoint_of(family_name)
+    gradients = []
+    for block in (block_of(folder), block_of(folder, trained=True)):
+        block.requires_grad_(True)
+        block(tokens(block.width)).square().mean().backward()
+        gradients.append({name: p.grad for name, p in block.named_parameters()})
+    for name, expected in gradients[1].items():
+        torch.testing.assert_close(gradients[0][name], expected, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def changed_numbers(folder: Path, target: Path, **numbers: object) -> Path:
+    """The same tensors beside another config.json."""
+    target.mkdir()
+    config = json.loads((folder / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(config | numbers))
+    (target / "model.safetensors").symlink_to(folder / "model.safetensors")
+    return target
+
+
+@pytest.mark.parametrize(
+    ("family_name", "numbers"),
+    [
+        ("llama", {"rms_norm_eps": 0.1}),
+        ("llama", {"hidden_act": "gelu"}),
+        ("llama", {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}),
+        ("gemma2", {"attn_logit_softcapping": None}),
+        ("gemma2", {"query_pre_attn_scalar": 64}),
+        ("gemma2", {"hidden_activation": "relu"}),
+        ("bert", {"layer_norm_eps": 0.1}),
+        ("bert", {"num_attention_heads": 2}),
+        ("biogpt", {"hidden_act": "relu"}),
+    ],
+)
+def test_verify_tells_another_function_of_the_same_tensors(
+    family_name: str, numbers: dict[str, object], checkpoint_of: CheckpointOf, tmp_path: Path
+) -> None:
+    block = block_of(checkpoint_of(family_name))
+    other = block_of(changed_numbers(checkpoint_of(family_name), tmp_path / "other", **numbers))
+    x = tokens(block.width)
+    with torch.no_grad():
+        assert (block(x) - other(x)).abs().max() > 1e-4, "it is another function"
+    assert other.identity.sha256 == block.identity.sha256, "of the same tensors"
+    recorded = BlockIdentity.from_dict(json.loads(json.dumps(block.identity.to_dict())))
+    verify(block, recorded)
+    with pytest.raises(InputError, match=f"computes another function.*{next(iter(numbers))}"):
+        verify(other, recorded)
+
+
+def test_records_of_old_are_compared_by_their_tensors(checkpoint_of: CheckpointOf) -> None:
+    block = block_of(checkpoint_of("llama"))
+    record = block.identity.to_dict()
+    del record["numbers"]
+    verify(block, BlockIdentity.from_dict(record))
+
+
+@every_family
+def test_saved_adapters_load_into_the_headless_model(
+    family_name: str, checkpoint_of: CheckpointOf, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    block = block_of(checkpoint_of(family_name), layers=(1,), final_norm=False, lora_rank=3)
+    shake_adapters(block)
+    block.save_adapters(tmp_path, headless=True)
+    full = full_model(family_name)
+    model = PeftModel.from_pretrained(getattr(full, full.base_model_prefix), tmp_path).eval()
+    with torch.no_grad():
+        found = model(torch.arange(11)[None], output_hidden_states=True).hidden_states
+        assert (block.forward_as_language_model(found[1]) - found[2]).abs().max() <= 1e-5
+
+
+def test_float8_weights_are_refused(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:
+    name = f"model.layers.{N_LAYERS - 1}.mlp.up_proj.weight"
+    folder = rewrite(checkpoint_of("llama"), tmp_path / "f8", lambda t: t | {name: t[name].to(torch.float8_e4m3fn)})
+    with pytest.raises(InputError, match="quantised"):
+        block_of(folder)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,12 +25,25 @@ from medvisionllama.language.attention import register
 from medvisionllama.language.families import Family, family_of
 from medvisionllama.language.fetch import Located, locate, model_numbers
 from medvisionllama.language.layout import check_shapes, digest, resolve_layers
-from medvisionllama.language.lean import FrozenRMSNorm, leave_out_positions
+from medvisionllama.language.lean import FrozenRMSNorm, PositionFreeAttention
 from medvisionllama.language.source import Source, find_source
 
 Init = Literal["pretrained", "random", "random-matched", "shuffled"]
 _INITS = ("pretrained", "random", "random-matched", "shuffled")
+# Of a model's configuration: what the layers compute with, beside their tensors and without positions.
+_SHAPING = (
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "hidden_activation",
+    "rms_norm_eps",
+    "layer_norm_eps",
+    "attn_logit_softcapping",
+    "query_pre_attn_scalar",
+)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_READ = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -117,10 +130,13 @@ class BlockIdentity:
     """Whether a final norm is there: false for BERT, whatever was asked for."""
     sha256: str
     """Of the base tensors as used: see `LanguageBlock.base_sha256`. Empty for a block on the meta device."""
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    """What config.json says that shapes the function beside the tensors, such as the number of heads and the norms'
+    epsilon. Empty in records of old, which are compared by their tensors alone."""
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form."""
-        return asdict(self) | {"layers": list(self.layers)}
+        return asdict(self) | {"layers": list(self.layers), "numbers": dict(self.numbers)}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> BlockIdentity:
@@ -249,13 +265,15 @@ class LanguageBlock(nn.Module):
                     part.merge(safe_merge=True)
                     setattr(parent, name, part.get_base_layer())
 
-    def save_adapters(self, folder: Path) -> None:
+    def save_adapters(self, folder: Path, *, headless: bool = False) -> None:
         """Write the adapters as plain peft reads them, for the full language model.
 
         `peft.PeftModel.from_pretrained(full_model, folder)` then adapts the same layers there.
 
         Args:
             folder: Where adapter_config.json and adapter_model.safetensors go; made if need be.
+            headless: For the model without its head (`AutoModel`), whose layers have shorter names, instead of
+                the one with it (`AutoModelForCausalLM`, `AutoModelForMaskedLM`).
 
         Raises:
             InputError: There are no adapters, or one layer is used twice with adapters of its own.
@@ -266,16 +284,19 @@ class LanguageBlock(nn.Module):
             raise InputError("the block has no adapters to save", mend="Set lora_rank.")
         if len(set(self.identity.layers)) != len(self.identity.layers):
             raise InputError("a layer that is used twice has two adapters", got=str(self.identity.layers))
-        tensors = {}
+        prefix, short = self.family.layer_prefixes[headless], self.family.layer_prefixes[True]
+        tensors, targets = {}, set()
         for position, index in enumerate(self.identity.layers):
-            prefix = "base_model.model." + self.family.layer_prefixes[0].format(i=index)
             for name, value in self.layers[position].state_dict().items():
                 if _is_adapter(name):
-                    tensors[prefix + name.replace(".default.", ".")] = value.detach().cpu().contiguous()
+                    stored = "base_model.model." + prefix.format(i=index) + name.replace(".default.", ".")
+                    tensors[stored] = value.detach().cpu().contiguous()
+                    targets.add(short.format(i=index) + name.partition(".lora_")[0])
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
         lora = copy(self.lora)
-        lora.layers_to_transform = list(self.identity.layers)
+        # Names in full: peft's `layers_to_transform` does not see layers that nothing stands in front of.
+        lora.target_modules = targets
         lora.base_model_name_or_path = self.identity.id
         lora.inference_mode = True
         lora.save_pretrained(str(folder))
@@ -343,7 +364,7 @@ def verify(block: LanguageBlock, identity: BlockIdentity) -> None:
     """Check that a block holds the weights an identity records (a trained block: that it started from them).
 
     Raises:
-        InputError: The sha256 differs.
+        InputError: The sha256 differs, or a number of the configuration that shapes what is computed.
     """
     found = block.identity.sha256 if block.trained else block.base_sha256()
     if found != identity.sha256:
@@ -357,6 +378,15 @@ def verify(block: LanguageBlock, identity: BlockIdentity) -> None:
                 if identity.init in ("random", "random-matched")
                 else "."
             ),
+        )
+    # Another version of `transformers` may know other fields: only what both know is compared.
+    has, wants = block.identity.numbers, identity.numbers
+    if differ := [name for name in wants if name in has and has[name] != wants[name]]:
+        raise InputError(
+            f"the language block {block.identity.id} has the run's tensors, but computes another function",
+            got=", ".join(f"{name} {has[name]}" for name in differ),
+            expected=", ".join(f"{name} {wants[name]}" for name in differ),
+            mend="Restore the model's config.json.",
         )
 
 
@@ -391,6 +421,7 @@ def _skeleton(config: BlockConfig, numbers: Mapping[str, Any], source: Source) -
         dtype=config.dtype,
         final_norm=norm is not None,
         sha256="",
+        numbers={name: getattr(model_config, name) for name in _SHAPING if hasattr(model_config, name)},
     )
     block = LanguageBlock(
         layers, norm, family=family, model_config=model_config, identity=identity, trained=config.trained
@@ -401,7 +432,7 @@ def _skeleton(config: BlockConfig, numbers: Mapping[str, Any], source: Source) -
 def _made_lean(layers: nn.ModuleList, norm: nn.Module | None, *, frozen: bool) -> nn.Module | None:
     """Leave positions out of Llama-like layers, and spare the norms of frozen ones; returns the final norm."""
     for layer in layers:
-        leave_out_positions(layer.self_attn)  # type: ignore[arg-type]
+        layer.self_attn = PositionFreeAttention(layer.self_attn)  # type: ignore[arg-type]
         for name, part in list(layer.named_children()) if frozen else []:
             if type(part).__name__.endswith("RMSNorm"):
                 setattr(layer, name, FrozenRMSNorm(part))
@@ -430,9 +461,9 @@ def _tensors(block: LanguageBlock, located: Located, config: BlockConfig) -> dic
             ours = name.replace("layer.", f"layers.{position}.", 1) if name.startswith("layer.") else name
             tensors[ours] = value
     check_shapes({name: tuple(value.shape) for name, value in tensors.items()}, block, source=block.identity.id)
-    if integers := [name for name, value in tensors.items() if not value.is_floating_point()]:
+    if odd := [name for name, value in tensors.items() if value.dtype not in _READ]:
         raise InputError(
-            f"{block.identity.id} stores {integers[0]} as {tensors[integers[0]].dtype}",
+            f"{block.identity.id} stores {odd[0]} as {tensors[odd[0]].dtype}",
             expected="floating-point weights",
             mend="Choose a checkpoint that is not quantised.",
         )

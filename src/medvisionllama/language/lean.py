@@ -8,7 +8,6 @@ values are the same: tests compare both with the layer as it comes.
 
 from __future__ import annotations
 
-from types import MethodType
 from typing import Any
 
 import torch
@@ -21,40 +20,49 @@ from medvisionllama.language.attention import bidirectional_attention
 _NUMBERS_AT_ONCE = 1 << 17
 
 
-def leave_out_positions(attention: nn.Module) -> None:
-    """Let a Llama-like attention module do without positions where none are handed in.
+class PositionFreeAttention(nn.Module):
+    """A Llama-like attention module that does without positions where none are handed in.
 
-    Args:
-        attention: `LlamaAttention` or a relative of it; changed in place. Called with `position_embeddings`
-            it works as before.
+    With `position_embeddings` it works as the module it was made from.
     """
-    attention.forward = MethodType(_attend, attention)
 
+    def __init__(self, attention: nn.Module) -> None:
+        """Take over a module's parts and numbers.
 
-def _attend(
-    attention: Any, hidden_states: Tensor, position_embeddings: Any = None, **others: Any
-) -> tuple[Tensor, Tensor | None]:
-    if position_embeddings is not None:
-        as_it_comes: tuple[Tensor, Tensor | None] = type(attention).forward(
-            attention, hidden_states, position_embeddings=position_embeddings, **others
+        Args:
+            attention: `LlamaAttention` or a relative of it; not to be used any more.
+        """
+        super().__init__()
+        self.__dict__.update(attention.__dict__)
+        self.original = type(attention)
+
+    def forward(
+        self, hidden_states: Tensor, position_embeddings: Any = None, **others: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend as `transformers`' layers ask it to: tokens (B, N, L) to tokens, and None for the weights."""
+        own: Any = self
+        if position_embeddings is not None:
+            as_it_comes: tuple[Tensor, Tensor | None] = self.original.forward(
+                own, hidden_states, position_embeddings=position_embeddings, **others
+            )
+            return as_it_comes
+        B, N, _ = hidden_states.shape
+        query, key, value = (
+            project(hidden_states).view(B, N, -1, own.head_dim).transpose(1, 2)
+            for project in (own.q_proj, own.k_proj, own.v_proj)
         )
-        return as_it_comes
-    B, N, _ = hidden_states.shape
-    query, key, value = (
-        project(hidden_states).view(B, N, -1, attention.head_dim).transpose(1, 2)
-        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
-    softcap = getattr(attention, "attn_logit_softcapping", None)
-    attended, _ = bidirectional_attention(
-        attention, query, key, value, others.get("attention_mask"), attention.scaling, softcap=softcap
-    )
-    return attention.o_proj(attended.reshape(B, N, -1)), None
+        softcap = getattr(own, "attn_logit_softcapping", None)
+        attended, _ = bidirectional_attention(
+            own, query, key, value, others.get("attention_mask"), own.scaling, softcap=softcap
+        )
+        return own.o_proj(attended.reshape(B, N, -1)), None
 
 
 class FrozenRMSNorm(nn.Module):
-    """`LlamaRMSNorm` (or Gemma 2's) with a weight that does not learn; Zhang and Sennrich, NeurIPS 2019, eq. 4.
+    """`LlamaRMSNorm` (or Gemma 2's), made for a weight that does not learn; Zhang and Sennrich, NeurIPS 2019, eq. 4.
 
-    The forward pass rounds where the original does, so that it gives the same bits.
+    The forward pass rounds where the original does, so that it gives the same bits. Where the weight does learn,
+    the plain formula is used.
     """
 
     def __init__(self, norm: nn.Module) -> None:
@@ -71,7 +79,8 @@ class FrozenRMSNorm(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Normalise the last axis of tokens (B, N, L)."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]  # exporters want the plain formula
+        exported = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+        if exported or self.weight.requires_grad:
             return _scaled(_unit(tokens.float(), self.eps)[0], self.weight, tokens.dtype, self.is_gemma)
         normalised: Tensor = _RMSNorm.apply(tokens, self.weight, self.eps, self.is_gemma)  # type: ignore[no-untyped-call]
         return normalised
