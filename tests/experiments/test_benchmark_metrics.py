@@ -21,6 +21,31 @@ def test_every_rival_scores_the_same_masks(monkeypatch):
         assert compared[name]["ratio"] == pytest.approx(ratio)
 
 
+def test_rivals_are_timed_as_often_as_ours(monkeypatch):
+    bodies = Volume(benchmark._bodies((24, 24, 24), 2), np.eye(4))
+    calls = []
+
+    def rival(*_):
+        calls.append(1)
+        return 0.0, 0.0
+
+    monkeypatch.setattr(benchmark, "_rivals", lambda: {"rival": rival})
+    monkeypatch.setattr(benchmark, "_masks", lambda data, many: [benchmark.Masks("small", bodies, [1, 2])])
+    (compared,) = benchmark.benchmark_metrics(with_large=False, repeats=3)["masks"]
+    assert len(calls) == 1 + 2 * 3 * 2  # a warm-up; whole and cut masks, three times two classes
+    for time in (compared["ours"], compared["rival"], compared["rival_on_cut_masks"]):
+        assert time["processor_s_per_class"] == pytest.approx(time["processor_s"] / 2)
+
+
+def test_what_leaves_the_image_does_not_come_back():
+    labels = np.arange(1, 28).reshape(3, 3, 3)
+    shifted = benchmark.moved(labels, (1, -2, 0))
+    np.testing.assert_array_equal(shifted[1:, :1], labels[:2, 2:])
+    assert np.count_nonzero(shifted) == 2 * 1 * 3
+    np.testing.assert_array_equal(benchmark.moved(labels, (0, 0, 0)), labels)
+    assert not benchmark.moved(labels, (3, 0, 0)).any()
+
+
 def test_bodies_are_as_many_as_asked_for_and_about_as_full():
     labels = benchmark._bodies((60, 60, 70), 104)
     assert set(np.unique(labels)) == set(range(105))
