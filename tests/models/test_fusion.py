@@ -1,5 +1,6 @@
 """Multi-scale fusion and the up-sampling decoder: by hand, and by what they must not depend on."""
 
+import copy
 import math
 
 import pytest
@@ -47,6 +48,26 @@ def test_fusion_reaches_as_far_as_its_largest_kernel_and_no_farther() -> None:
     moved[0, 5] = 1
     changed = (fusion(moved, (11, 1, 1)) - fusion(tokens, (11, 1, 1))).abs().amax(-1)[0] > 0
     assert changed.tolist() == [False] * 2 + [True] * 7 + [False] * 2
+
+
+def test_gradients_in_bfloat16_are_those_of_float64() -> None:
+    """A library's kernel for depthwise convolutions got them wrong by more than their size."""
+    torch.manual_seed(0)
+    fusion, tokens = MultiScaleFusion(64, (3, 5, 7)), torch.randn(4, 175, 64)
+    wanted = torch.randn(4, 175, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        (fusion(tokens, (5, 7, 5)).float() * wanted).sum().backward()
+    found = {name: p.grad.double() for name, p in fusion.named_parameters() if p.grad is not None}
+    exact = copy.deepcopy(fusion).double()
+    exact.zero_grad()
+    exact_tokens = tokens.double()
+    B, _, E = tokens.shape
+    on_grid = exact_tokens.transpose(1, 2).reshape(B, E, 5, 7, 5)
+    scales = torch.cat([scale(on_grid) for scale in exact.scales], dim=1).flatten(2).transpose(1, 2)
+    ((exact_tokens + exact.fuse(scales)) * wanted.double()).sum().backward()
+    for name, parameter in exact.named_parameters():
+        assert parameter.grad is not None
+        assert (found[name] - parameter.grad).abs().max() < 0.02 * parameter.grad.abs().max(), name
 
 
 def test_fusion_is_small_beside_the_network_it_stands_in() -> None:

@@ -34,7 +34,10 @@ class MultiScaleFusion(nn.Module):
     def forward(self, tokens_BNE: Tensor, grid: Shape) -> Tensor:
         """``(B,N,E)`` on the grid ``(i,j,k)``, ``N = i*j*k``, to ``(B,N,E)``; outside the grid lie zeros."""
         B, _, E = tokens_BNE.shape
-        on_grid_BEijk = tokens_BNE.transpose(1, 2).reshape(B, E, *grid)
-        scales_BNF = torch.cat([scale(on_grid_BEijk) for scale in self.scales], dim=1).flatten(2).transpose(1, 2)
+        # Never in bfloat16: torch 2.13 on a CPU then gives the 7-edged kernel a wrong gradient, at times a NaN, where
+        # the features of a token lie side by side as they do here.
+        with torch.autocast(tokens_BNE.device.type, enabled=False):
+            on_grid_BEijk = tokens_BNE.float().transpose(1, 2).reshape(B, E, *grid)
+            scales_BNF = torch.cat([scale(on_grid_BEijk) for scale in self.scales], dim=1).flatten(2).transpose(1, 2)
         tokens: Tensor = tokens_BNE + self.fuse(scales_BNF)
         return tokens
