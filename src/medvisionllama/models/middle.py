@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
+from medvisionllama.errors import InputError
 from medvisionllama.language.block import BlockConfig
 
 Kind = Literal["none", "identity", "mlp", "large-mlp", "language", "trained"]
@@ -30,11 +31,12 @@ class MiddleConfig:
             LayerNorm in the block's place, v1 Table 3), ``large-mlp`` (an MLP of about the block's size, v2 Table 4's
             ViT-MLP), ``language`` (the frozen block), ``trained`` (the same block's shape trained from scratch,
             matched in parameters).
-        block: Which block of which language model, and how it starts. Kinds without a block take its width ``L``, and
-            ``large-mlp`` its size.
+        block: Which block of which language model, and how it starts; its adapters are a matter of ``lora``, ``rank``,
+            ``alpha`` and ``lora_targets`` here. Kinds without a block take its width ``L``, and ``large-mlp`` its size.
         lora: Where low-rank adapters stand. Without ``mappers`` the mappers are trainable and free of biases.
         rank: ``r`` of all adapters.
         alpha: Scale of the adapters, applied as ``alpha / r``; None for ``r``.
+        lora_targets: Which linear layers of the block get adapters; empty for its query and value projections.
         train_mapper_base: Whether the LoRA mappers' ``W`` is trained too instead of kept at its random start.
         residual: Around the block (``in``, L wide), around block and mappers (``out``, E wide), both or neither.
         norm_in: A LayerNorm in front of the block.
@@ -46,18 +48,49 @@ class MiddleConfig:
     lora: Lora = "both"
     rank: int = 8
     alpha: float | None = None
+    lora_targets: tuple[str, ...] = ()
     train_mapper_base: bool = False
     residual: Residual = "in"
     norm_in: bool = False
     mlp_width: int | None = None
 
     def __post_init__(self) -> None:
-        if self.lora != "none" and self.rank < 1:
-            raise ValueError(f"a LoRA rank is at least 1, not {self.rank}")
+        object.__setattr__(self, "lora_targets", tuple(self.lora_targets))  # YAML knows no tuples
+        for name, allowed in (("kind", Kind), ("lora", Lora), ("residual", Residual)):
+            if getattr(self, name) not in get_args(allowed):
+                got, expected = repr(getattr(self, name)), "one of " + ", ".join(get_args(allowed))
+                raise InputError(f"unknown {name} of a middle stage", got=got, expected=expected)
         if self.norm_in and self.kind in ("none", "identity"):
-            raise ValueError(f"norm_in stands in front of a block, and a middle stage {self.kind!r} has none")
+            raise InputError(f"norm_in stands in front of a block, and a middle stage {self.kind!r} has none")
         if self.mlp_width is not None and (self.kind != "large-mlp" or self.mlp_width < 1):
-            raise ValueError(f"mlp_width {self.mlp_width} is no width of a large-mlp (kind {self.kind!r})")
+            raise InputError(f"mlp_width {self.mlp_width} is no width of a large-mlp (kind {self.kind!r})")
+        self._refuse_contradicting_adapters()
+
+    def _refuse_contradicting_adapters(self) -> None:
+        if self.block.lora_rank:
+            raise InputError(
+                "the adapters of a middle stage are set in one place",
+                got=f"block.lora_rank {self.block.lora_rank} beside lora {self.lora!r} of rank {self.rank}",
+                mend="Leave out block.lora_*, and set lora, rank, alpha and lora_targets of the middle stage.",
+            )
+        if self.block.trained and self.kind != "trained":
+            raise InputError(f"a block that is trained is another kind of middle stage than {self.kind!r}: trained")
+        if self.lora != "none" and self.rank < 1:
+            raise InputError(f"a LoRA rank is at least 1, not {self.rank}")
+        if self.lora == "none" and self.alpha is not None:
+            raise InputError("alpha says nothing without adapters", got="lora 'none'", mend="Leave it out.")
+        if self.lora_targets and (self.lora not in ("block", "both") or self.kind != "language"):
+            raise InputError(
+                "lora_targets says nothing without adapters in a frozen block",
+                got=f"kind {self.kind!r}, lora {self.lora!r}",
+                mend="Leave it out, or set lora to block or both.",
+            )
+        if self.train_mapper_base and self.lora not in ("mappers", "both"):
+            raise InputError(
+                "train_mapper_base says nothing without adapters in the mappers, which are trained then anyway",
+                got=f"lora {self.lora!r}",
+                mend="Leave it out.",
+            )
 
     @property
     def scale(self) -> float:
@@ -71,7 +104,7 @@ class MiddleConfig:
             init = "random" if self.block.init == "pretrained" else self.block.init
             return replace(self.block, trained=True, init=init, dtype="float32")
         if self.lora in ("block", "both"):
-            return replace(self.block, lora_rank=self.rank, lora_alpha=self.alpha)
+            return replace(self.block, lora_rank=self.rank, lora_alpha=self.alpha, lora_targets=self.lora_targets)
         return self.block
 
 
