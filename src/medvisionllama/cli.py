@@ -580,6 +580,8 @@ def _add_benchmark(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmark.json"), help="file to write (default: %(default)s)")
     parser.add_argument("--data", type=Path, help="folder with the data sets, for benchmarks on real masks")
     parser.add_argument("--only", nargs="+", default=[], metavar="MODEL", help="networks, for benchmarks of those")
+    parser.add_argument("--device", default="cpu", help="for the block: cpu, cuda, cuda:1 ... (default: %(default)s)")
+    parser.add_argument("--threads", type=_positive, help="for the block: CPU threads (default: all cores)")
     parser.set_defaults(run=_benchmark)
 
 
@@ -587,7 +589,10 @@ def _benchmark(options: argparse.Namespace) -> int:
     from medvisionllama.experiments.benchmark import run_benchmark
     from medvisionllama.run_folder import to_json
 
-    print(to_json(run_benchmark(options.name, options.out, options.data, options.only)["measured"]))
+    result = run_benchmark(
+        options.name, options.out, options.data, options.only, device=options.device, threads=options.threads
+    )
+    print(to_json(result["measured"]))
     return DONE
 
 

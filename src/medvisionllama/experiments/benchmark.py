@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +15,52 @@ from medvisionllama.provenance import environment
 from medvisionllama.run_folder import write_json
 
 
-def _startup(data: Path | None, only: Sequence[str]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Asked:
+    """What a benchmark is told; each takes what concerns it."""
+
+    data: Path | None = None
+    """The folder with the data sets, for benchmarks on real masks."""
+    only: Sequence[str] = ()
+    """Names of networks, for benchmarks of those; all of them where empty."""
+    device: str = "cpu"
+    """Where the block is measured: `cpu` or a CUDA device."""
+    threads: int | None = None
+    """Threads of torch for the block; None leaves its own choice."""
+
+    def typed(self) -> list[str]:
+        """As options of the command line, with the user's own folder unnamed."""
+        options = ["--data", "DATA"] if self.data else []
+        options += ["--only", *self.only] if self.only else []
+        options += ["--device", self.device] if self.device != "cpu" else []
+        return options + (["--threads", str(self.threads)] if self.threads else [])
+
+
+def _startup(asked: Asked) -> dict[str, Any]:
     from medvisionllama.experiments.benchmark_startup import benchmark_startup
 
     return benchmark_startup()
 
 
-def _block(data: Path | None, only: Sequence[str]) -> dict[str, Any]:
+def _block(asked: Asked) -> dict[str, Any]:
     from medvisionllama.experiments.benchmark_block import benchmark_block
 
-    return benchmark_block()
+    return benchmark_block(device=asked.device, threads=asked.threads)
 
 
-def _metrics(data: Path | None, only: Sequence[str]) -> dict[str, Any]:
+def _metrics(asked: Asked) -> dict[str, Any]:
     from medvisionllama.experiments.benchmark_metrics import benchmark_metrics
 
-    return benchmark_metrics(data)
+    return benchmark_metrics(asked.data)
 
 
-def _overfit(data: Path | None, only: Sequence[str]) -> dict[str, Any]:
+def _overfit(asked: Asked) -> dict[str, Any]:
     from medvisionllama.experiments.overfit import benchmark_overfit
 
-    return benchmark_overfit(data, only)
+    return benchmark_overfit(asked.data, asked.only)
 
 
-BENCHMARKS: dict[str, tuple[str, Callable[[Path | None, Sequence[str]], dict[str, Any]]]] = {
+BENCHMARKS: dict[str, tuple[str, Callable[[Asked], dict[str, Any]]]] = {
     "startup": ("seconds until `--help` and `import medvisionllama` are done", _startup),
     "block": ("a Llama-3.1-8B-shaped layer against its bare matrix products, and its memory", _block),
     "overfit": ("every named network learns four real cases by heart: proof that it can learn", _overfit),
@@ -46,28 +68,53 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Path | None, Sequence[str]], dict[str
 }
 
 
-def run_benchmark(name: str, out: Path, data: Path | None = None, only: Sequence[str] = ()) -> dict[str, Any]:
+def run_benchmark(
+    name: str,
+    out: Path,
+    data: Path | None = None,
+    only: Sequence[str] = (),
+    device: str = "cpu",
+    threads: int | None = None,
+) -> dict[str, Any]:
     """Run one benchmark and write ``benchmark.json`` with machine, versions and date.
 
     Args:
         name: A key of ``BENCHMARKS``.
         out: The file to write.
-        data: The folder with the data sets, for benchmarks on real masks.
-        only: Names of networks, for benchmarks of those; all of them where empty.
+        data: As in :class:`Asked`, and so the others.
+        only: Names of networks.
+        device: Where the block is measured.
+        threads: Threads for the block.
 
     Raises:
-        InputError: There is none of that name, or the file cannot be written.
+        InputError: There is none of that name, it takes no device or threads, there is no such device, or the file
+            cannot be written.
     """
     if name not in BENCHMARKS:
         raise InputError(f"no benchmark is called {name!r}", expected=", ".join(BENCHMARKS))
-    typed = [*(["--data", "DATA"] if data else []), *(["--only", *only] if only else [])]
+    asked = Asked(data, only, device, threads)
+    if name != "block" and (device != "cpu" or threads is not None):
+        raise InputError(f"the benchmark {name} takes neither device nor threads", mend="Leave out both.")
+    where = _device(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     result = {
         "benchmark": name,
-        "machine": environment(torch.device("cpu"), ["medvisionllama", "benchmark", name, *typed]),
+        "machine": environment(where, ["medvisionllama", "benchmark", name, *asked.typed()]),
         # Others at work on the same cores make seconds, and sometimes ratios, worthless: the reader must see it.
         "load_before": load,
-        "measured": BENCHMARKS[name][1](data, only),
+        "measured": BENCHMARKS[name][1](asked),
     }
     write_json(out, result)
     return result
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"no device is called {name!r}", expected="cpu, cuda, cuda:1 ...") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("there is no NVIDIA GPU that torch can use", mend="Leave out --device.")
+    return device
