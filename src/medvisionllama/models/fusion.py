@@ -6,9 +6,11 @@ Axes: ``B`` batch, ``N`` tokens, ``E`` width, ``i j k`` the token grid.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.amp.autocast_mode import is_autocast_available
 
 from medvisionllama.models.attention import Shape
 
@@ -36,8 +38,13 @@ class MultiScaleFusion(nn.Module):
         B, _, E = tokens_BNE.shape
         # Never in bfloat16: torch 2.13 on a CPU then gives the 7-edged kernel a wrong gradient, at times a NaN, where
         # the features of a token lie side by side as they do here.
-        with torch.autocast(tokens_BNE.device.type, enabled=False):
+        with _without_autocast(tokens_BNE.device):
             on_grid_BEijk = tokens_BNE.float().transpose(1, 2).reshape(B, E, *grid)
             scales_BNF = torch.cat([scale(on_grid_BEijk) for scale in self.scales], dim=1).flatten(2).transpose(1, 2)
         tokens: Tensor = tokens_BNE + self.fuse(scales_BNF)
         return tokens
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Float32 arithmetic; the meta device, where costs are counted, knows no other."""
+    return torch.autocast(device.type, enabled=False) if is_autocast_available(device.type) else nullcontext()
