@@ -224,6 +224,7 @@ def test_overall_adds_up_what_its_classes_missed(tmp_path):
     assert overall["first_summary"]["mean"] == pytest.approx((0.6 + 0.6 + 0.5) / 3)
     assert overall["second_summary"]["mean"] == pytest.approx((0.65 + 0.6 + 0.5) / 3)
     assert result["notes"][0].endswith("(case_01); in 1 both are rightly empty.")
+    assert result["notes"][1].endswith("are in no mean: 1 of b, 0 of a.")
 
 
 def test_nothing_left_out_needs_no_note(tmp_path, values):

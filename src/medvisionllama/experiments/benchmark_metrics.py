@@ -65,8 +65,8 @@ def benchmark_metrics(
         with_large: Whether to score the generated 512x512x600 map with 104 classes too.
 
     Returns:
-        A JSON-ready object: for every name of masks seconds, in all and per class, ratios and the largest disagreement. ``surface_distance``
-        takes its percentile over areas, so its HD95 is another number; its NSD is the same.
+        A JSON-ready object: for every name of masks seconds, in all and per class, ratios and the largest disagreement.
+        ``surface_distance`` takes its percentile over areas, so its HD95 is another number; its NSD is the same.
     """
     rivals = _rivals()
     if "monai" in rivals:

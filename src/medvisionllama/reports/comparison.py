@@ -343,6 +343,14 @@ def _notes(scores: Sequence[Scores], unpaired: Sequence[dict[str, Any]], cells: 
             f"{entry['class']}, {entry['second']} against {entry['first']}: {number} of {len(scores[0].cases)} cases "
             f"are in no mean and no test: {'; '.join(why)}."
         )
+    for other in scores[1:] if OVERALL in scores[0].compared() else ():
+        mine = [e for e in unpaired if e["second"] == other.name and e["class"] not in scores[0].regions]
+        alone = [sum(len(e[key]) for e in mine) for key in ("only_first_absent", "only_second_absent")]
+        if any(alone):
+            notes.append(
+                f"{OVERALL}, {other.name} against {scores[0].name}: false alarms in classes that the other leaves "
+                f"rightly empty are in no mean: {alone[0]} of {other.name}, {alone[1]} of {scores[0].name}."
+            )
     dice = {(c.class_name, c.second): c.paired.left_out for c in cells if c.metric == "dice"}
     for cell in cells:
         more = cell.paired.left_out - dice[cell.class_name, cell.second]
