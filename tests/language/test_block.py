@@ -759,3 +759,26 @@ def test_float8_weights_are_refused(checkpoint_of: CheckpointOf, tmp_path: Path)
     folder = rewrite(checkpoint_of("llama"), tmp_path / "f8", lambda t: t | {name: t[name].to(torch.float8_e4m3fn)})
     with pytest.raises(InputError, match="quantised"):
         block_of(folder)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_many_tokens_keep_no_copies_of_shared_key_heads(masked: bool) -> None:
+    from medvisionllama.language.attention import bidirectional_attention
+
+    n_tokens = 1100  # beyond plain products
+    query, key, value = (torch.randn(1, heads, n_tokens, 16, requires_grad=True) for heads in (8, 2, 2))
+    mask = torch.randn(1, 1, n_tokens, n_tokens) if masked else None
+    saved: dict[int, int] = {}
+
+    def see(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+        attended, _ = bidirectional_attention(nn.Module(), query, key, value, mask, 0.25)
+    kept = sum(saved.values()) - (mask.nbytes if mask is not None else 0)
+    assert kept <= 2 * query.nbytes + key.nbytes + value.nbytes + 4 * 8 * n_tokens
+    scores = query @ key.repeat_interleave(4, dim=1).transpose(2, 3) * 0.25
+    weights = (scores if mask is None else scores + mask).softmax(-1)
+    expected = (weights @ value.repeat_interleave(4, dim=1)).transpose(1, 2)
+    torch.testing.assert_close(attended, expected, atol=1e-5, rtol=1e-5)

@@ -54,9 +54,14 @@ def bidirectional_attention(
     n_tokens = query.shape[2]
     if softcap is None and (query.is_cuda or n_tokens > _MATMUL_TOKENS_AT_MOST):
         repeats = query.shape[1] // key.shape[1]
-        if repeats > 1:
+        # The CPU's kernel shares key heads by itself, which spares copies; on a GPU only some kernels do, and the one
+        # that stands in for the others would hold all scores.
+        shares = not query.is_cuda
+        if repeats > 1 and not shares:
             key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
+        attended = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=shares and repeats > 1
+        )
         return attended.transpose(1, 2), None
     if n_tokens > _MATMUL_TOKENS_AT_MOST:
         return _by_chunks(query, key, value, attention_mask, scaling, softcap).transpose(1, 2), None
