@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -95,3 +96,19 @@ def test_controls_differ_from_the_network_in_nothing_but_the_block() -> None:
         block = counts(named(base))[1] - counts(named(f"{base}-identity"))[1]
         adapters = counts(named(base))[0] - counts(named(f"{base}-identity"))[0]
         assert trained[0] - counts(named(f"{base}-identity"))[0] == block - adapters
+
+
+def test_the_reference_page_has_every_network_with_its_counts() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "reference" / "models.md").read_text(encoding="utf-8")
+    rows = {
+        cells[1].strip("` "): cells for cells in (line.split("|") for line in page.splitlines()) if len(cells) == 10
+    }
+    assert {name for name in rows if name in MODELS} == MODELS.keys()
+    for name, config in MODELS.items():
+        for start, counted in ((3, config), (6, with_block(config, LLAMA))):
+            if rows[name][start].strip():
+                trained, total = counts(counted)
+                assert [cell.strip() for cell in rows[name][start : start + 2]] == [
+                    f"{trained:,}",
+                    f"{total - trained:,}",
+                ]
