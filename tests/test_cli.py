@@ -125,6 +125,7 @@ BAD = {
         "--model.patch_size",
         "[32,32,32]",
     ],
+    "a start that is no run": ["train", "{task}", "--run", "{tmp}/run", "--init-from", "{task}"],
     "a page of a folder that is no run": ["report", "{task}", "--out", "{tmp}/o"],
     "a run that is none": ["predict", "{task}", "{task}", "--out", "{tmp}/o"],
     "an input that is not there": ["predict", "{run}", "{tmp}/no.nii.gz", "--out", "{tmp}/o"],

@@ -257,6 +257,26 @@ def test_a_moved_block_is_named_anew(phantom: Path, machine: Machine, tmp_path: 
     load_member(tmp_path / "run", replace(machine, block_source=str(tmp_path / "there")))
 
 
+def test_a_run_starts_from_another(phantom: Path, trained: Path, machine: Machine, tmp_path: Path) -> None:
+    """With no step to speak of, the start is what is left: the other run's, where it fits."""
+    told: list[str] = []
+
+    class Notes(Silent):
+        def note(self, text: str) -> None:
+            told.append(text)
+
+    overrides = (*SMALL, "--recipe.learning_rate", "1e-12", "--model.width", "64")
+    what = make_experiment(phantom, model="vit-u", steps=1, init_from=trained, overrides=overrides)
+    train_run(what, tmp_path / "run", machine, listener=Notes())
+    start, end = weights(trained), weights(tmp_path / "run")
+    kept = {n for n in end if n in start and start[n].shape == end[n].shape and "running" not in n and "num_" not in n}
+    assert "stem.stages.0.0.0.weight" in kept
+    assert "encoder.0.attention.qkv.weight" not in kept, "another width does not fit"
+    for name in kept:
+        torch.testing.assert_close(end[name], start[name], atol=1e-9, rtol=0)
+    assert " tensors start from " in told[0]
+
+
 def test_a_full_disk_keeps_the_old_picture(
     phantom: Path, trained: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

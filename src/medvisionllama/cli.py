@@ -217,6 +217,7 @@ def _add_train(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--fraction", type=float, default=1.0, help="share of the training patients (few-shot)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tolerance-mm", type=float, help="for NSD (default: the Decathlon's for its tasks)")
+    parser.add_argument("--init-from", type=Path, metavar="RUN", help="start from another run's weights where they fit")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=_positive)
     length.add_argument("--epochs", type=_positive)
@@ -251,6 +252,7 @@ def _train(options: argparse.Namespace) -> int:
             fraction=options.fraction,
             seed=options.seed,
             tolerance_mm=options.tolerance_mm,
+            init_from=options.init_from,
             steps=options.steps,
             epochs=options.epochs,
             overrides=options.dotted,
@@ -282,6 +284,7 @@ SETTINGS = {
     "--fraction": "fraction",
     "--seed": "seed",
     "--tolerance-mm": "tolerance_mm",
+    "--init-from": "init_from",
     "--steps": "recipe.steps",
     "--epochs": "recipe.epochs",
 }

@@ -35,6 +35,7 @@ class Experiment:
         fraction: Share of the training part's patients that train (few-shot).
         seed: Of the network's start, the order of cases, augmentation and dropout.
         tolerance_mm: For NSD; None for the Decathlon's, where the task is one of its ten, else NSD stays empty.
+        init_from: A run whose weights are the start, wherever name and shape agree; None for a fresh start.
         model: The network.
         recipe: The training.
     """
@@ -48,6 +49,7 @@ class Experiment:
     fraction: float = 1.0
     seed: int = 0
     tolerance_mm: float | None = None
+    init_from: str | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
     recipe: Recipe = field(default_factory=Recipe)
 
@@ -91,6 +93,7 @@ def make_experiment(
     fraction: float = 1.0,
     seed: int = 0,
     tolerance_mm: float | None = None,
+    init_from: Path | None = None,
     steps: int | None = None,
     epochs: int | None = None,
     overrides: Sequence[str] = (),
@@ -117,6 +120,7 @@ def make_experiment(
         fraction=fraction,
         seed=seed,
         tolerance_mm=tolerance_mm,
+        init_from=str(init_from.resolve()) if init_from else None,
         model=config,
         recipe=load_recipe(recipe_name),
     )

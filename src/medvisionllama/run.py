@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
-from medvisionllama.checkpoint import load_tensors, put_model_tensors
+from medvisionllama.checkpoint import load_tensors, model_tensors, put_model_tensors
 from medvisionllama.config import Experiment, read_experiment, refuse_other, write_experiment
 from medvisionllama.data.dataset import BatchSource, prepare, refuse_unusable
 from medvisionllama.data.decathlon import Case, Task, read_task
@@ -181,6 +181,8 @@ def train_run(
     model = build(experiment.model, seed=seed, cache=machine.block_cache, offline=machine.offline)
     identity = model.block.identity if model.block is not None else None
     model.to(machine.device)
+    if experiment.init_from is not None and not resume:
+        listener.note(_take_over(model, Path(experiment.init_from)))
     watch = NormWatch(model.block) if model.block is not None else None
     if not resume:
         if max_minutes is not None:
@@ -519,6 +521,23 @@ def _images(source: Path) -> list[Path]:
 
 def _read_image(path: Path) -> Volume:
     return read_series(path) if path.is_dir() else read_volume(path)
+
+
+def _take_over(model: MedVisionLlama, folder: Path) -> str:
+    """Put another run's weights in where name and shape agree; says how many did.
+
+    Raises:
+        InputError: The folder holds no trained weights, or none that fits.
+    """
+    run = RunFolder(folder)
+    run.refuse_other_version()
+    tensors, _ = load_tensors(run.model)
+    own = model_tensors(model, model.left_out_of_files())
+    fitting = {name: t for name, t in tensors.items() if name in own and own[name].shape == t.shape}
+    if not fitting:
+        raise InputError(f"no weight of {folder} fits the network", mend="Start from a run of a similar network.")
+    put_model_tensors(model, own | fitting, model.left_out_of_files())
+    return f"{len(fitting)} of {len(own)} tensors start from {folder}"
 
 
 def _fetch_block(experiment: Experiment, machine: Machine, listener: Listener) -> None:
