@@ -33,6 +33,7 @@ from medvisionllama.language.block import BlockConfig, load_block
 from medvisionllama.models.attention import SelfAttention
 from medvisionllama.models.medvisionllama import MedVisionLlama, build
 from medvisionllama.models.zoo import named
+from medvisionllama.provenance import stages
 from medvisionllama.reports.run_contents import read_maps
 from medvisionllama.run import Machine, train_run
 
@@ -203,3 +204,10 @@ def test_faults_are_told(run: tuple[Path, Machine], capsys: pytest.CaptureFixtur
     assert main(given("--case", name, "--stages", "blok")) == 2
     assert "no stage 'blok'" in capsys.readouterr().err
     assert main(["explain", str(folder / "nothing"), "--case", name]) == 2
+
+
+def test_a_runs_summary_and_its_maps_name_stages_alike() -> None:
+    model = tiny("medvisionllama-v1")
+    told = [stage["name"] for stage in stages(model)]
+    assert [name for name in told if name != "position"] == stage_names(model)[:-3]
+    assert told.index("position") == 1

@@ -69,7 +69,12 @@ def stages(model: MedVisionLlama) -> list[dict[str, Any]]:
 
         return seen
 
-    parts: dict[str, nn.Module | None] = {"stem": model.stem, "position": model.position, "encoder": model.encoder}
+    parts: dict[str, nn.Module | None] = {
+        "stem": model.stem,
+        "position": model.position,
+        "fusion": model.fusion,
+        "encoder": model.encoder,
+    }
     if model.middle is not None:
         parts |= {
             "mapper in": model.middle.mapper_in,
@@ -82,7 +87,7 @@ def stages(model: MedVisionLlama) -> list[dict[str, Any]]:
     model.eval()
     try:
         with torch.inference_mode():
-            model(image)
+            model.forward(image)  # not model(image): a compiled network would not come past the hooks
     finally:
         model.train(was_training)
         for handle in handles:
