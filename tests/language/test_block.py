@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -782,3 +784,22 @@ def test_many_tokens_keep_no_copies_of_shared_key_heads(masked: bool) -> None:
     weights = (scores if mask is None else scores + mask).softmax(-1)
     expected = (weights @ value.repeat_interleave(4, dim=1)).transpose(1, 2)
     torch.testing.assert_close(attended, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_spawned_process_computes_the_same(checkpoint_of: CheckpointOf, tmp_path: Path) -> None:
+    """Nothing but the pickle tells the other process what it needs."""
+    for family_name in FAMILY_NAMES:
+        block = block_of(checkpoint_of(family_name), layers=(0, 1))
+        x = tokens(block.width)
+        with torch.no_grad():
+            expected = block(x), block.forward_as_language_model(x)
+        (tmp_path / family_name).write_bytes(pickle.dumps((block, x, *expected)))
+    program = (
+        "import pathlib, pickle, sys, torch\n"
+        "torch.set_grad_enabled(False)\n"
+        "for path in sys.argv[1:]:\n"
+        "    b, x, y, z = pickle.loads(pathlib.Path(path).read_bytes())\n"
+        "    torch.testing.assert_close(b(x), y)\n"
+        "    torch.testing.assert_close(b.forward_as_language_model(x), z)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, *(str(tmp_path / name) for name in FAMILY_NAMES)], check=True)

@@ -301,6 +301,11 @@ class LanguageBlock(nn.Module):
         lora.inference_mode = True
         lora.save_pretrained(str(folder))
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Come back from a pickle, as in a process that was spawned: there the attention is not known yet."""
+        register()
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+
     def extra_repr(self) -> str:
         """What `print` shows of the block besides its parts."""
         which = self.identity
