@@ -1,6 +1,7 @@
 """The assembled networks: the papers' counts, shapes, and what is trained."""
 
 import math
+import zlib
 from dataclasses import replace
 
 import pytest
@@ -87,6 +88,26 @@ def test_parts_start_alike_whatever_stands_between_them() -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in shared)
     other = build(replace(named("vit-u"), **TINY), seed=1).state_dict()
     assert any(not torch.equal(theirs[name], other[name]) for name in shared)
+
+
+# Names decide whether the weights of a finished run can be loaded, starts whether it can be repeated.
+@pytest.mark.parametrize(
+    ("name", "tensors", "names", "start"),
+    [
+        ("vit-baseline", 29, 3887956838, 8227.343),
+        ("medvisionllama", 57, 4021671267, 10503.444),
+        ("vit-u", 75, 61105415, 26105.756),
+        ("medvisionllama-u", 103, 1568647919, 29662.052),
+    ],
+)
+def test_networks_of_finished_runs_keep_their_names_and_starts(
+    name: str, tensors: int, names: int, start: float
+) -> None:
+    state = build(replace(named(name), **TINY), seed=3).state_dict()
+    assert len(state) == tensors
+    assert zlib.crc32("\n".join(state).encode()) == names
+    own = [tensor for key, tensor in state.items() if not key.startswith("middle.block.")]
+    assert sum(tensor.double().abs().sum().item() for tensor in own) == pytest.approx(start, rel=1e-6)
 
 
 def test_building_leaves_the_global_generator_alone() -> None:
@@ -231,6 +252,18 @@ def test_an_input_is_padded_to_whole_patches_and_cut_back(
 def test_the_papers_input_sizes_have_whole_grids_of_tokens(row: Row) -> None:
     expected = {(64, 64, 40): (8, 8, 5), (128, 128, 80): (16, 16, 10), (240, 240, 156): (30, 30, 20)}
     assert row.config.token_grid == expected[row.input_size]
+
+
+def test_the_papers_largest_input_gets_logits_of_its_own_size() -> None:
+    model = on_meta(ROWS["v1", "B2"]["ViT + Llama, 240x240x156"].config)
+    assert model(torch.empty(1, 1, 240, 240, 156, device="meta")).shape == (1, 1, 240, 240, 156)
+
+
+def test_the_convolutional_stem_takes_uneven_strides() -> None:
+    strides = ((2, 2, 1), (2, 2, 2), (2, 2, 2))
+    config = replace(named("medvisionllama-u"), stem_strides=strides, patch_size=(8, 8, 4), **TINY)
+    assert config.token_grid == (2, 3, 4)
+    assert build(config)(torch.randn(2, 1, 16, 24, 16)).shape == (2, 1, 16, 24, 16)
 
 
 def test_position_embedding_stretches_to_another_grid() -> None:
