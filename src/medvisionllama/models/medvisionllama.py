@@ -229,13 +229,12 @@ def build(
     block_config = config.middle.block_config()
     with torch.device("meta" if meta else "cpu"):
         with _seeded(seed, "block"):
-            if config.middle.kind not in ("language", "trained"):
-                filling = _without_language(config.middle, block_config)
-            elif block is not None:
+            if config.middle.kind in ("language", "trained"):
+                if block is None:
+                    block = meta_block(block_config) if meta else load_block(block_config, cache=cache, offline=offline)
                 filling = _Filling(block, block.width)
             else:
-                block = meta_block(block_config) if meta else load_block(block_config, cache=cache, offline=offline)
-                filling = _Filling(block, block.width)
+                filling = _without_language(config.middle, block_config)
         with _seeded(seed, "stem"):
             stem = _stem(config)
             position = PositionEmbedding(config.token_grid, config.width)
