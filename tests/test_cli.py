@@ -24,7 +24,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the tests' files out of the user's own cache."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("medvisionllama.run.default_cache", lambda: folder)
+        patch.setattr("medvisionllama.machine.default_cache", lambda: folder)
         yield
 
 

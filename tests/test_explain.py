@@ -30,12 +30,13 @@ from medvisionllama.explain import (
 )
 from medvisionllama.geometry import ras_grid
 from medvisionllama.language.block import BlockConfig, load_block
+from medvisionllama.machine import Machine
 from medvisionllama.models.attention import SelfAttention
 from medvisionllama.models.medvisionllama import MedVisionLlama, build
 from medvisionllama.models.zoo import named
 from medvisionllama.provenance import stages
 from medvisionllama.reports.run_contents import read_maps
-from medvisionllama.run import Machine, train_run
+from medvisionllama.run import train_run
 
 sys.path.append(str(Path(__file__).parent / "language"))
 from tiny_models import FAMILY_NAMES, full_model

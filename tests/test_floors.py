@@ -13,7 +13,7 @@ FLOORS = [
     (1, ("geometry", "losses", "metrics", "sliding_window", "checkpoint", "run_folder", "language", "models")),
     (2, ("data", "reports")),
     (3, ("train", "predict", "evaluate")),
-    (4, ("run", "config", "pictures", "provenance", "explain")),
+    (4, ("run", "segment", "config", "pictures", "provenance", "explain", "machine", "listener")),
     (5, ("experiments", "demo")),
     (6, ("interop",)),
     (7, ("cli", "console")),

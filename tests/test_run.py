@@ -17,8 +17,11 @@ from medvisionllama.data.decathlon import read_task
 from medvisionllama.data.nifti import read_label_map, read_volume
 from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
 from medvisionllama.errors import InputError
-from medvisionllama.run import Machine, Silent, load_member, load_segmenter, predict_files, predict_part, train_run
+from medvisionllama.listener import Silent
+from medvisionllama.machine import Machine
+from medvisionllama.run import train_run
 from medvisionllama.run_folder import RunFolder, read_scores
+from medvisionllama.segment import load_member, load_segmenter, predict_files, predict_part
 
 SMALL = ("--model.depth", "1", "--recipe.validations", "2", "--recipe.precision", "float32")
 

@@ -25,7 +25,7 @@ _HOMES = {
     "Target": "medvisionllama.evaluate",
     "Volume": "medvisionllama.geometry",
     "build": "medvisionllama.models.medvisionllama",
-    "load": "medvisionllama.run",
+    "load": "medvisionllama.segment",
     "score": "medvisionllama.evaluate",
 }
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from medvisionllama.language.block import BlockConfig
     from medvisionllama.models.medvisionllama import ModelConfig, build
     from medvisionllama.models.middle import MiddleConfig
-    from medvisionllama.run import load
+    from medvisionllama.segment import load
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,7 @@ from medvisionllama.errors import InputError
 
 if TYPE_CHECKING:
     from medvisionllama.console import Teller
-    from medvisionllama.run import Machine
+    from medvisionllama.machine import Machine
 
 DONE, FAULTS_FOUND, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -321,8 +321,8 @@ def _add_predict(commands: Any, common: argparse.ArgumentParser) -> None:
 def _predict(options: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from medvisionllama.run import predict_files, predict_part
     from medvisionllama.run_folder import RunFolder, to_json
+    from medvisionllama.segment import predict_files, predict_part
 
     moved = str(options.dataset) if options.dataset else None
     machine = replace(_machine(options), block_source=options.block, dataset=moved)
@@ -619,7 +619,7 @@ def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def _machine(options: argparse.Namespace) -> Machine:
     import torch
 
-    from medvisionllama.run import Machine, choose_device, default_cache
+    from medvisionllama.machine import Machine, choose_device, default_cache
 
     if options.threads:
         torch.set_num_threads(options.threads)

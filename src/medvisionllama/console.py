@@ -23,7 +23,7 @@ PLAIN_SECONDS = 10.0
 
 
 class Teller:
-    """Shows how far things are; what :class:`medvisionllama.run.Listener` asks for.
+    """Shows how far things are; what :class:`medvisionllama.listener.Listener` asks for.
 
     Args:
         title: Put before a training's lines, where several follow one another.

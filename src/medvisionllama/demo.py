@@ -10,9 +10,12 @@ from pathlib import Path
 from medvisionllama.config import make_experiment
 from medvisionllama.data.phantom import write_phantom_task
 from medvisionllama.errors import InputError
+from medvisionllama.listener import Listener
+from medvisionllama.machine import Machine
 from medvisionllama.reports.page import write_page
-from medvisionllama.run import Listener, Machine, predict_part, train_run
+from medvisionllama.run import train_run
 from medvisionllama.run_folder import RunFolder
+from medvisionllama.segment import predict_part
 
 CASES = 40
 TOLERANCE_MM = 1.0  # about a voxel of the phantom

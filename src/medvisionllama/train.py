@@ -92,6 +92,11 @@ class Recipe:
                 raise InputError(f"a recipe's {name}", got=str(getattr(self, name)), expected=expected)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The number format of ``precision``."""
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+    @property
     def for_softmax(self) -> bool:
         """Whether the loss compares classes with one another, background among them; else each target by itself."""
         return self.loss in ("dice_ce", "ce")
@@ -244,8 +249,7 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = recipe.rate(step)
     with _dropout_drawn_from(batches.seed, step, device):
-        bf16 = recipe.precision == "bfloat16"
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(device.type, recipe.dtype, enabled=recipe.dtype != torch.float32):
             logits = model(image)
         loss: Tensor = segmentation_loss(logits, label, recipe.loss)
         optimizer.zero_grad(set_to_none=True)

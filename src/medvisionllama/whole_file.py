@@ -36,3 +36,15 @@ def whole_file(path: Path, mend: str = FREE_OR_ELSEWHERE) -> Iterator[Path]:
             part.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"cannot write {path}", got=error.strerror or str(error), mend=mend) from error
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Find out before anything is computed whether its result can be kept in ``folder``, which is made.
+
+    Raises:
+        InputError: The folder cannot be written, or has no room.
+    """
+    trial = folder / ".writable"
+    with whole_file(trial) as part:
+        part.touch()
+    trial.unlink(missing_ok=True)

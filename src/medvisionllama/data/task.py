@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,6 +133,14 @@ class Task:
     def is_ct(self) -> bool:
         """Whether every channel is CT."""
         return all(self.ct_channels)
+
+    def named(self, names: Iterable[str]) -> list[Case]:
+        """The cases of these names, in their order.
+
+        Raises:
+            InputError: One of them is not there.
+        """
+        return [self.case(name) for name in names]
 
     def case(self, name: str) -> Case:
         """The case of that name, labelled or not.

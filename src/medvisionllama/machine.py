@@ -1,0 +1,54 @@
+"""Where and how a run computes: device, caches, what was moved. No part of a run's definition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from medvisionllama.errors import InputError
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how a run computes; no part of its definition.
+
+    Attributes:
+        device: What trains and segments.
+        cache: Where prepared cases lie.
+        block_cache: Where fetched blocks lie; None for where `blocks fetch` puts them.
+        offline: Never ask a hub.
+        checkpoint_seconds: At least this long between a training's checkpoints.
+        block_source: Where a run's language block lies now, if its folder was moved; its hash is compared all the same.
+        dataset: Where a run's data set lies now, if its folder was moved.
+    """
+
+    device: torch.device
+    cache: Path
+    block_cache: Path | None = None
+    offline: bool = False
+    checkpoint_seconds: float = 30.0
+    block_source: str | None = None
+    dataset: str | None = None
+
+
+def default_cache() -> Path:
+    """Where prepared cases lie unless said otherwise."""
+    return Path.home() / ".cache" / "medvisionllama"
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` takes a GPU where there is one.
+
+    Raises:
+        InputError: There is no such device.
+    """
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"no device {name!r} here", got=str(error).splitlines()[0], mend="Use --device cpu, or leave it out."
+        ) from error
+    return device
