@@ -185,13 +185,15 @@ def _add_plan(commands: Any, common: argparse.ArgumentParser) -> None:
 def _plan(options: argparse.Namespace) -> int:
     from medvisionllama.data.dataset import refuse_unusable
     from medvisionllama.data.decathlon import read_task
-    from medvisionllama.data.plan import make_plan, write_plan
+    from medvisionllama.data.plan import make_plan, read_plan, write_plan
     from medvisionllama.data.splits import make_splits, read_splits
 
     task = read_task(options.dataset)
     splits = read_splits(options.splits) if options.splits else make_splits([case.name for case in task.cases])
     splits.verify([case.name for case in task.cases])
     refuse_unusable(task.cases)
+    if options.out.exists():
+        read_plan(options.out)  # what is there is replaced only if it is a plan
     cases = [task.case(name) for name in splits.training(options.fold)]
     plan = make_plan(task, cases, protocol=options.protocol, grid=options.grid)
     write_plan(plan, options.out)

@@ -63,12 +63,12 @@ def train_run(
     listener = listener or Silent()
     run = RunFolder(folder)
     run.refuse_other_version()
+    resume = resume and run.config.exists()
+    setup = _stored(run, experiment, named, splits) if resume else _planned(experiment, run, splits)
     if resume and run.finished:
         listener.note(f"{folder} is finished already")
         summary: dict[str, Any] = read_json(run.summary)
         return summary
-    resume = resume and run.config.exists()
-    setup = _stored(run, experiment, named, splits) if resume else _planned(experiment, run, splits)
     refuse_unwritable(run.path)
     _fetch_block(setup.experiment, machine, listener)
     plan, fold, fraction = setup.plan, setup.experiment.fold, setup.experiment.fraction

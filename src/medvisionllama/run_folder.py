@@ -74,9 +74,9 @@ class RunFolder:
 
     @property
     def left_anything(self) -> bool:
-        """Whether any file or part of a run lies here."""
-        files = (self.config, self.plan, self.log, self.model, self.environment, self.summary)
-        return any(path.exists() for path in (*files, *(self.part(part) for part in PARTS)))
+        """Whether any file lies here that only a run leaves: evaluated folders have a ``summary.json`` too."""
+        files = (self.config, self.plan, self.log, self.model, self.environment)
+        return any(path.exists() for path in files)
 
     @property
     def finished(self) -> bool:

@@ -194,7 +194,7 @@ def read_run(path: Path) -> RunContents:
         raise InputError(
             f"{path} is not a run folder",
             got="none of a run's files",
-            mend="Name a folder that `medvisionllama train` has made.",
+            mend="Name the folder that `medvisionllama train` has made, not a part of it.",
         )
     for member in members:
         member.refuse_other_version()
