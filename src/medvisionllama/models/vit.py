@@ -78,7 +78,7 @@ class ConvolutionalStem(nn.Module):
 
 
 def convolution(before: int, after: int, norm: Norm, stride: Shape = (1, 1, 1)) -> nn.Sequential:
-    """A 3x3x3 convolution (1 along axes with one voxel of context to lose), a normalisation and a leaky ReLU."""
+    """A 3x3x3 convolution, a normalisation and a leaky ReLU."""
     normalise = {"batch": nn.BatchNorm3d, "instance": nn.InstanceNorm3d}[norm]
     return nn.Sequential(
         nn.Conv3d(before, after, 3, stride, padding=1, bias=False),
