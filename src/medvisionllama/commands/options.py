@@ -1,0 +1,76 @@
+"""What commands share: options, where to compute, who is told of the progress."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medvisionllama.errors import InputError
+
+if TYPE_CHECKING:
+    from medvisionllama.console import Teller
+    from medvisionllama.machine import Machine
+
+
+def add_command(commands: Any, common: argparse.ArgumentParser, name: str, help_text: str) -> argparse.ArgumentParser:
+    """A command of its own help, which also is its description."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=help_text, description=help_text, parents=[common], allow_abbrev=False
+    )
+    return parser
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    """Options of where to compute."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: %(default)s)")
+    parser.add_argument("--threads", type=positive, help="CPU threads (default: all cores)")
+    parser.add_argument("--cache", type=Path, help="folder for prepared cases and fetched blocks")
+    parser.add_argument("--offline", action="store_true", help="never ask a hub")
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def minutes(text: str) -> float:
+    """A length of time above 0."""
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no length of time above 0")
+    return number
+
+
+def whole(text: str, option: str) -> int:
+    """A whole number.
+
+    Raises:
+        InputError: It is none.
+    """
+    try:
+        return int(text)
+    except ValueError as error:
+        raise InputError(f"{option} {text}", expected="a whole number, or all") from error
+
+
+def machine_of(options: argparse.Namespace) -> Machine:
+    """Where to compute, as the options of :func:`add_machine` say."""
+    import torch
+
+    from medvisionllama.machine import Machine, choose_device, default_cache
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    cache = options.cache or default_cache()
+    return Machine(choose_device(options.device), cache, options.cache, options.offline)
+
+
+def teller_of(title: str = "") -> Teller:
+    """Who tells the terminal of the progress."""
+    from medvisionllama.console import Teller
+
+    return Teller(title)

@@ -1,0 +1,64 @@
+"""``medvisionllama predict``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from medvisionllama.commands import DONE
+from medvisionllama.commands.options import add_command, add_machine, machine_of, teller_of
+from medvisionllama.commands.printing import tell_scores
+from medvisionllama.errors import InputError
+
+
+def add(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command and its options."""
+    parser = add_command(commands, common, "predict", "Segment files, or the validation or test part of a run's split.")
+    parser.add_argument(
+        "paths",
+        type=Path,
+        nargs="+",
+        metavar="RUN [RUN ...] [INPUT]",
+        help="run folders (several are ensembled), then a NIfTI file, a folder of them, or a DICOM series",
+    )
+    parser.add_argument("--part", choices=("validation", "test"), help="segment and score this part of the run's split")
+    parser.add_argument("--out", type=Path, help="folder for the label maps")
+    parser.add_argument(
+        "--dicom-seg", action="store_true", help="write a DICOM segmentation beside a series' label map"
+    )
+    parser.add_argument("--block", help="where the run's language block lies now, if its folder was moved")
+    parser.add_argument("--dataset", type=Path, help="where the run's data set lies now, if its folder was moved")
+    parser.add_argument("--json", action="store_true")
+    add_machine(parser)
+    parser.set_defaults(run=_predict)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from medvisionllama.run_folder import RunFolder, to_json
+    from medvisionllama.segment import predict_files, predict_part
+
+    moved = str(options.dataset) if options.dataset else None
+    machine = replace(machine_of(options), block_source=options.block, dataset=moved)
+    if options.part:
+        if options.out or options.dicom_seg:
+            raise InputError("--part writes into the run folder", mend="Leave out --out and --dicom-seg.")
+        runs = [run for path in options.paths for run in RunFolder(path).folds()]
+        summaries = {str(run.path): predict_part(run, options.part, machine, listener=teller_of()) for run in runs}
+        tell_scores(summaries, options.part, options.json)
+        return DONE
+    if len(options.paths) < 2 or options.out is None:
+        raise InputError(
+            "predict needs runs, an input and --out, or a run and --part",
+            mend="Try `medvisionllama predict RUN INPUT --out DIR`.",
+        )
+    *runs, source = options.paths
+    written = predict_files(runs, source, options.out, machine, dicom_seg=options.dicom_seg, listener=teller_of())
+    print(
+        to_json({"written": [str(path) for path in written]})
+        if options.json
+        else "\n".join(str(path) for path in written)
+    )
+    return DONE

@@ -1,0 +1,110 @@
+"""``medvisionllama train``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from medvisionllama.commands import DONE
+from medvisionllama.commands.options import add_command, add_machine, machine_of, minutes, positive, teller_of, whole
+from medvisionllama.commands.printing import tell_scores
+
+
+def add(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command and its options."""
+    parser = add_command(commands, common, "train", "Train a network and score its validation part.")
+    parser.epilog = "Any setting: --model.depth 4, --model.middle.rank 4, --recipe.learning_rate 1e-3 ..."
+    parser.add_argument("dataset", type=Path, help="a Decathlon task's folder")
+    parser.add_argument("--run", dest="folder", type=Path, required=True, help="run folder to write")
+    parser.add_argument("--model", default="medvisionllama-u", help="see `models list` (default: %(default)s)")
+    parser.add_argument("--block", help="language block: a name of `blocks list`, a hub id, or a folder")
+    parser.add_argument("--protocol", choices=("native", "paper"), default="native")
+    parser.add_argument("--grid", type=positive, default=128, help="edge of the paper protocol's grid")
+    parser.add_argument("--recipe", help="native, paper-v1, paper-v2, or a YAML file (default: by protocol)")
+    parser.add_argument("--splits", type=Path, help="splits.json (default: drawn with seed 0)")
+    parser.add_argument(
+        "--patient", metavar="PATTERN", help="regular expression that finds the patient in a case's name"
+    )
+    parser.add_argument("--fold", default="0", help="which part validates: 0 to 4, or all (default: %(default)s)")
+    parser.add_argument("--fraction", type=float, default=1.0, help="share of the training patients (few-shot)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tolerance-mm", type=float, help="for NSD (default: the Decathlon's for its tasks)")
+    parser.add_argument("--init-from", type=Path, metavar="RUN", help="start from another run's weights where they fit")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=positive)
+    length.add_argument("--epochs", type=positive)
+    length.add_argument("--max-minutes", type=minutes)
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run, by its own settings")
+    parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
+    add_machine(parser)
+    parser.set_defaults(run=_train)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from medvisionllama.config import make_experiment
+    from medvisionllama.data.decathlon import read_task
+    from medvisionllama.data.splits import make_splits, read_splits
+    from medvisionllama.run import train_run
+
+    machine = machine_of(options)
+    names = [case.name for case in read_task(options.dataset).cases]
+    splits = read_splits(options.splits) if options.splits else make_splits(names, patient_of=options.patient)
+    folds = range(len(splits.folds)) if options.fold == "all" else [whole(options.fold, "--fold")]
+    summaries: dict[str, dict[str, Any]] = {}
+    for fold in folds:
+        folder = options.folder / f"fold_{fold}" if options.fold == "all" else options.folder
+        experiment = make_experiment(
+            options.dataset,
+            model=options.model,
+            block=options.block,
+            recipe=options.recipe,
+            protocol=options.protocol,
+            grid=options.grid,
+            fold=fold,
+            fraction=options.fraction,
+            seed=options.seed,
+            tolerance_mm=options.tolerance_mm,
+            init_from=options.init_from,
+            steps=options.steps,
+            epochs=options.epochs,
+            overrides=options.dotted,
+        )
+        fresh = not (options.resume and (folder / "config.yaml").exists())
+        summaries[folder.name] = train_run(
+            experiment,
+            folder,
+            machine,
+            splits=splits if fresh or options.splits or options.patient else None,
+            max_minutes=options.max_minutes,
+            resume=options.resume,
+            named=_named_settings(options),
+            command=options.typed,
+            listener=teller_of(folder.name if options.fold == "all" else ""),
+        )
+    tell_scores(summaries, "validation", options.json)
+    return DONE
+
+
+# The setting of an experiment that each option of `train` names.
+SETTINGS = {
+    "--model": "model_name",
+    "--block": "model.middle.block.source",
+    "--protocol": "protocol",
+    "--grid": "grid",
+    "--recipe": "recipe_name",
+    "--fold": "fold",
+    "--fraction": "fraction",
+    "--seed": "seed",
+    "--tolerance-mm": "tolerance_mm",
+    "--init-from": "init_from",
+    "--steps": "recipe.steps",
+    "--epochs": "recipe.epochs",
+}
+
+
+def _named_settings(options: argparse.Namespace) -> list[str]:
+    """Which settings were typed: a resumed run must agree with these, and keeps its own for the others."""
+    typed = [word.split("=")[0] for word in options.typed if word.startswith("--")]
+    dotted = [word.split("=")[0].removeprefix("--") for word in options.dotted if word.startswith("--")]
+    return ["dataset", *(SETTINGS[word] for word in typed if word in SETTINGS), *dotted]
