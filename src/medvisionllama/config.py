@@ -14,7 +14,9 @@ from jsonargparse import ArgumentParser, Namespace
 from medvisionllama.data.plan import Plan, Protocol
 from medvisionllama.errors import InputError
 from medvisionllama.models.medvisionllama import ModelConfig
-from medvisionllama.models.zoo import named, with_block
+from medvisionllama.models.network import NetworkConfig
+from medvisionllama.models.peers.dynunet import DynUNetConfig
+from medvisionllama.models.zoo import network_named, with_block
 from medvisionllama.run_folder import FORMAT_VERSION, write_text
 from medvisionllama.train import Recipe
 
@@ -50,7 +52,7 @@ class Experiment:
     seed: int = 0
     tolerance_mm: float | None = None
     init_from: str | None = None
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: NetworkConfig = field(default_factory=ModelConfig)
     recipe: Recipe = field(default_factory=Recipe)
 
     def fitted_to(self, plan: Plan) -> Experiment:
@@ -103,9 +105,9 @@ def make_experiment(
     Raises:
         InputError: A name is unknown, an override is not understood, or values contradict one another.
     """
-    config = named(model)
+    config = network_named(model)
     if block is not None:
-        if config.middle.kind == "none":
+        if not isinstance(config, ModelConfig) or config.middle.kind == "none":
             raise InputError(f"{model} has no language block", got=f"--block {block}", mend="Leave out --block.")
         # A folder must still be found when the run is used from elsewhere.
         config = with_block(config, str(Path(block).resolve()) if Path(block).is_dir() else block)
@@ -187,8 +189,12 @@ def read_experiment(path: Path) -> Experiment:
             mend="Train again, or use the version of medvisionllama that wrote it.",
         )
     parser = _parser()
+    network = content.pop("model", {})
+    kind = DynUNetConfig if isinstance(network, dict) and network.get("kind") == "dynunet" else ModelConfig
     parser.add_argument("--experiment", type=Experiment)
-    experiment: Experiment = _parsed(parser, {"experiment": content}, str(path)).experiment
+    parser.add_argument("--model", type=kind)
+    read = _parsed(parser, {"experiment": content, "model": network}, str(path))
+    experiment: Experiment = replace(read.experiment, model=read.model)
     return experiment
 
 
@@ -227,7 +233,7 @@ def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _overridden(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
     parser = _parser()
-    parser.add_argument("--model", type=ModelConfig, default=experiment.model)
+    parser.add_argument("--model", type=type(experiment.model), default=experiment.model)
     parser.add_argument("--recipe", type=Recipe, default=experiment.recipe)
     changed = _parsed(parser, list(overrides), "the command line")
     return replace(experiment, model=changed.model, recipe=changed.recipe)

@@ -66,7 +66,8 @@ def explain_run(
     wanted = [task.case(name) for name in cases]
     segmenter = load_segmenter([folder], machine)
     model = segmenter.members[0].model
-    assert isinstance(model, MedVisionLlama)
+    if not isinstance(model, MedVisionLlama):
+        raise InputError(f"{folder} holds a rival's network", mend="Maps are collected from networks of tokens.")
     names = checked_stages(model, stages)
     written = []
     for case in wanted:

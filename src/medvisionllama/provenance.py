@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from medvisionllama.models.medvisionllama import MedVisionLlama
+from medvisionllama.models.network import Network
 
 
 def environment(device: torch.device, command: Sequence[str]) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def parameters(module: nn.Module) -> dict[str, int]:
     }
 
 
-def stages(model: MedVisionLlama) -> list[dict[str, Any]]:
+def stages(model: Network) -> list[dict[str, Any]]:
     """Each stage's name, output shape for one volume of the planned size, and parameters, in the order of the flow."""
     device = next(model.parameters()).device
     image = torch.zeros((1, model.config.in_channels, *model.config.input_size), device=device)
@@ -69,20 +69,7 @@ def stages(model: MedVisionLlama) -> list[dict[str, Any]]:
 
         return seen
 
-    parts: dict[str, nn.Module | None] = {
-        "stem": model.stem,
-        "position": model.position,
-        "fusion": model.fusion,
-        "encoder": model.encoder,
-    }
-    if model.middle is not None:
-        parts |= {
-            "mapper in": model.middle.mapper_in,
-            "block": model.middle.block,
-            "mapper out": model.middle.mapper_out,
-        }
-    parts["decoder"] = model.decoder
-    handles = [part.register_forward_hook(watch(name)) for name, part in parts.items() if part is not None]
+    handles = [part.register_forward_hook(watch(name)) for name, part in model.parts().items()]
     was_training = model.training
     model.eval()
     try:

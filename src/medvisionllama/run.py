@@ -20,7 +20,8 @@ from medvisionllama.language.fetch import fetch_block
 from medvisionllama.language.norms import NormWatch
 from medvisionllama.listener import Listener, Silent
 from medvisionllama.machine import Machine
-from medvisionllama.models.medvisionllama import MedVisionLlama, build
+from medvisionllama.models.medvisionllama import ModelConfig
+from medvisionllama.models.network import Network, build_network
 from medvisionllama.predict import dice_on_model_grid
 from medvisionllama.provenance import environment, parameters, stages
 from medvisionllama.run_folder import FORMAT_VERSION, RunFolder, read_json, write_json
@@ -80,7 +81,7 @@ def train_run(
     experiment = setup.experiment.lasting(len(training))
     seed, recipe = experiment.seed, experiment.recipe
     batches = BatchSource(prepared, plan.window, recipe.batch_size, recipe.foreground_share, seed)
-    model = build(experiment.model, seed=seed, cache=machine.block_cache, offline=machine.offline)
+    model = build_network(experiment.model, seed=seed, cache=machine.block_cache, offline=machine.offline)
     identity = model.block.identity if model.block is not None else None
     model.to(machine.device)
     if experiment.init_from is not None and not resume:
@@ -167,7 +168,7 @@ def _stored(run: RunFolder, asked: Experiment | None, named: Collection[str] | N
     return _Setup(experiment, read_task(experiment.dataset), stored, plan)
 
 
-def _take_over(model: MedVisionLlama, folder: Path) -> str:
+def _take_over(model: Network, folder: Path) -> str:
     """Put another run's weights in where name and shape agree; says how many did.
 
     Raises:
@@ -186,6 +187,8 @@ def _take_over(model: MedVisionLlama, folder: Path) -> str:
 
 def _fetch_block(experiment: Experiment, machine: Machine, listener: Listener) -> None:
     """Bring the language block here with progress, where it is not; random blocks of known models need no file."""
+    if not isinstance(experiment.model, ModelConfig):
+        return
     block = experiment.model.middle.block
     if experiment.model.middle.kind in ("language", "trained") and block.init != "random":
         fetch_block(
@@ -209,7 +212,7 @@ def _summary(
     plan: Plan,
     counts: dict[str, int],
     outcome: Outcome,
-    model: MedVisionLlama,
+    model: Network,
     identity: BlockIdentity | None,
     command: Sequence[str],
 ) -> dict[str, Any]:

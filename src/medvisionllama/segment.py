@@ -23,7 +23,8 @@ from medvisionllama.geometry import Volume, ras_grid
 from medvisionllama.language.block import BlockIdentity, verify
 from medvisionllama.listener import Listener, Silent
 from medvisionllama.machine import Machine, choose_device, default_cache
-from medvisionllama.models.medvisionllama import build
+from medvisionllama.models.medvisionllama import ModelConfig
+from medvisionllama.models.network import build_network
 from medvisionllama.models.zoo import with_block
 from medvisionllama.pictures import VolumeRow, keep_pictures, reference_of, volume_rows, write_volumes
 from medvisionllama.predict import Member, Segmenter
@@ -80,10 +81,11 @@ def load_member(folder: Path, machine: Machine) -> Member:
         )
     tensors, notes = load_tensors(run.model)
     config = experiment.model
-    if machine.block_source is not None and config.middle.kind != "none":
-        config = with_block(config, machine.block_source)
+    moved = machine.block_source
+    if moved is not None and isinstance(config, ModelConfig) and config.middle.kind != "none":
+        config = with_block(config, moved)
     try:
-        model = build(config, seed=experiment.seed, cache=machine.block_cache, offline=machine.offline)
+        model = build_network(config, seed=experiment.seed, cache=machine.block_cache, offline=machine.offline)
     except InputError as error:
         mend = f"{error.mend} If a folder was moved, name its new place by --block."
         raise InputError(

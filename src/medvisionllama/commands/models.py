@@ -39,10 +39,13 @@ def _models_list(options: argparse.Namespace) -> int:
 
 def _models_show(options: argparse.Namespace) -> int:
     from medvisionllama.models.costs import cost_of
-    from medvisionllama.models.zoo import named, with_block
+    from medvisionllama.models.medvisionllama import ModelConfig
+    from medvisionllama.models.zoo import network_named, with_block
 
-    config = named(options.name)
+    config = network_named(options.name)
     if options.block:
+        if not isinstance(config, ModelConfig):
+            raise InputError(f"{options.name} has no language block", mend="Leave out --block.")
         config = with_block(config, options.block)
     try:
         i, j, k = (int(size) for size in options.input.split(","))

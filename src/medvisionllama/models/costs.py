@@ -12,7 +12,8 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from medvisionllama.models.attention import Shape
-from medvisionllama.models.medvisionllama import ModelConfig, build
+from medvisionllama.models.medvisionllama import ModelConfig
+from medvisionllama.models.network import NetworkConfig, build_network
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Cost:
         kept_bytes: What a training step keeps of one volume for going backward, in float32 on a CPU. Beside it stand
             the weights, and for each trained one its gradient and the optimiser's numbers.
         input_size: Voxels along I, J, K.
-        tokens: How many image tokens pass the middle stage.
+        tokens: How many image tokens pass the middle stage; 0 for networks without one.
     """
 
     trainable_parameters: int
@@ -43,7 +44,7 @@ class Cost:
         return asdict(self) | {"input_size": list(self.input_size)}
 
 
-def cost_of(config: ModelConfig, input_size: Shape | None = None) -> Cost:
+def cost_of(config: NetworkConfig, input_size: Shape | None = None) -> Cost:
     """Count on the meta device: no weights, no files, no memory, however large the network.
 
     Args:
@@ -55,11 +56,11 @@ def cost_of(config: ModelConfig, input_size: Shape | None = None) -> Cost:
     """
     if input_size is not None:
         config = replace(config, input_size=input_size)
-    model = build(config, meta=True).eval()
+    model = build_network(config, meta=True).eval()
     image = torch.empty((1, config.in_channels, *config.input_size), device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(image)
-    i, j, k = config.token_grid
+    i, j, k = config.token_grid if isinstance(config, ModelConfig) else (0, 0, 0)
     return Cost(
         trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         frozen_parameters=sum(p.numel() for p in model.parameters() if not p.requires_grad),

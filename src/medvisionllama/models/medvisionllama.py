@@ -193,6 +193,17 @@ class MedVisionLlama(nn.Module):
         block = self.middle.block if self.middle is not None else None
         return block if isinstance(block, LanguageBlock) else None
 
+    def parts(self) -> dict[str, nn.Module]:
+        """Its stages in the order of the flow, whatever stands first: the middle stage's parts one by one."""
+        found = {"stem": self.stem, "position": self.position, "fusion": self.fusion, "encoder": self.encoder}
+        if self.middle is not None:
+            found |= {
+                "mapper in": self.middle.mapper_in,
+                "block": self.middle.block,
+                "mapper out": self.middle.mapper_out,
+            }
+        return {name: part for name, part in (found | {"decoder": self.decoder}).items() if part is not None}
+
     def left_out_of_files(self) -> set[str]:
         """Names in ``state_dict`` of the frozen block's tensors, which a run names by hash instead of holding."""
         if self.block is None:

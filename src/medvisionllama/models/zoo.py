@@ -12,6 +12,8 @@ from medvisionllama.language.block import BlockConfig, Init
 from medvisionllama.models.attention import Shape
 from medvisionllama.models.medvisionllama import ModelConfig
 from medvisionllama.models.middle import Kind, MiddleConfig
+from medvisionllama.models.network import NetworkConfig
+from medvisionllama.models.peers.dynunet import DynUNetConfig
 
 LLAMA = "llama-3.1-8b"
 
@@ -73,6 +75,11 @@ MODELS: dict[str, ModelConfig] = {
     "medvisionllama-u-trained": _of_kind(_U, "trained"),
 }
 
+PEERS: dict[str, DynUNetConfig] = {
+    "dynunet": DynUNetConfig(),
+    "dynunet-small": DynUNetConfig(base_features=16),
+}
+
 DESCRIPTIONS: dict[str, str] = {
     "vit-baseline": "the papers' ViT segmentation network without a block (ViT-Baseline)",
     "medvisionllama": "v2: ViT, LoRA mappers, frozen language block with LoRA, linear decoder",
@@ -104,6 +111,8 @@ DESCRIPTIONS: dict[str, str] = {
     "medvisionllama-u-random-matched": "control of ours: a frozen random block with pre-trained means and SDs",
     "medvisionllama-u-shuffled": "control of ours: a frozen block whose pre-trained entries are shuffled",
     "medvisionllama-u-trained": "control of ours: the same block trained from scratch",
+    "dynunet": "peer: nnU-Net's plain convolutional U, planned from the window, 32 features at full resolution",
+    "dynunet-small": "the same with 16 features: about the size of vit-u where the window is small",
 }
 
 
@@ -197,6 +206,19 @@ def named(name: str) -> ModelConfig:
     """
     if name not in MODELS:
         raise InputError(f"no model is called {name!r}", expected=", ".join(MODELS), mend="Choose one of these.")
+    return MODELS[name]
+
+
+def network_named(name: str) -> NetworkConfig:
+    """The configuration called ``name``, ours or a peer's.
+
+    Raises:
+        InputError: There is none of that name.
+    """
+    if name in PEERS:
+        return PEERS[name]
+    if name not in MODELS:
+        raise InputError(f"no model is called {name!r}", expected=", ".join(DESCRIPTIONS), mend="Choose one of these.")
     return MODELS[name]
 
 

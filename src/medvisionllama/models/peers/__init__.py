@@ -1,0 +1,1 @@
+"""Rivals: networks that others published, for comparison on equal terms (SPEC 10)."""

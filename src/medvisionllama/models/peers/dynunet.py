@@ -1,0 +1,118 @@
+"""nnU-Net's plain convolutional U (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z), as MONAI's ``DynUNet`` has it.
+
+Axes: ``B`` batch, ``M`` modalities, ``C`` output channels, ``I J K`` voxels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from medvisionllama.errors import InputError
+from medvisionllama.models.attention import Shape
+
+# nnU-Net's figures: features double from level to level up to this many, and no edge is pooled below four voxels.
+MOST_FEATURES = 320
+SMALLEST_EDGE = 4
+
+
+@dataclass(frozen=True)
+class DynUNetConfig:
+    """nnU-Net's topology for a window; the defaults are nnU-Net's own.
+
+    Attributes:
+        in_channels: ``M``.
+        out_channels: ``C``.
+        input_size: Voxels of the window along I, J, K; it decides how often each axis is pooled.
+        base_features: Channels at full resolution, 32 in nnU-Net.
+        norm: What normalises the convolutions.
+        kind: Tells this configuration from others where it is stored.
+    """
+
+    in_channels: int = 1
+    out_channels: int = 1
+    input_size: Shape = (128, 128, 128)
+    base_features: int = 32
+    norm: Literal["instance", "batch"] = "instance"
+    kind: Literal["dynunet"] = "dynunet"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "input_size", tuple(self.input_size))
+        if min(self.in_channels, self.out_channels, self.base_features, *self.input_size) < 1:
+            raise ValueError("channels, features and sizes are at least 1")
+
+    @property
+    def strides(self) -> tuple[Shape, ...]:
+        """Of each level, the first at full resolution: an axis is halved while it is even and 4 voxels remain."""
+        sizes, levels = list(self.input_size), [(1, 1, 1)]
+        while any(_poolable(size) for size in sizes):
+            stride = [2 if _poolable(size) else 1 for size in sizes]
+            sizes = [size // step for size, step in zip(sizes, stride, strict=True)]
+            levels.append((stride[0], stride[1], stride[2]))
+        return tuple(levels)
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return tuple(min(MOST_FEATURES, self.base_features * 2**level) for level in range(len(self.strides)))
+
+
+class DynUNet(nn.Module):
+    """MONAI's network under the names that trainings and pages look for.
+
+    Args:
+        config: What to build.
+
+    Raises:
+        InputError: MONAI is not installed, or the window is too small to be pooled at all.
+    """
+
+    def __init__(self, config: DynUNetConfig) -> None:
+        super().__init__()
+        try:
+            from monai.networks.nets.dynunet import DynUNet as MonaiDynUNet
+        except ImportError as error:
+            raise InputError("DynUNet comes with MONAI", mend="pip install 'medvisionllama[peers]'") from error
+        if len(config.strides) < 2:
+            raise InputError(
+                "DynUNet's window", got=str(config.input_size), expected="an even edge of at least 8 voxels"
+            )
+        strides = [list(stride) for stride in config.strides]
+        self.config = config
+        self.network = MonaiDynUNet(
+            spatial_dims=3,
+            in_channels=config.in_channels,
+            out_channels=config.out_channels,
+            kernel_size=[[3, 3, 3]] * len(strides),
+            strides=strides,
+            upsample_kernel_size=strides[1:],
+            filters=list(config.features),
+            norm_name=("INSTANCE", {"affine": True}) if config.norm == "instance" else ("BATCH", {}),
+        )
+
+    @property
+    def block(self) -> None:
+        """It has no language block."""
+        return
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Its stages in the order of the flow."""
+        net = self.network
+        down = {f"level {level}": part for level, part in enumerate([net.input_block, *net.downsamples])}
+        up = {f"up to level {len(net.upsamples) - 1 - n}": part for n, part in enumerate(net.upsamples)}
+        return down | {"bottom": net.bottleneck} | up | {"output": net.output_block}
+
+    def left_out_of_files(self) -> set[str]:
+        """Names in ``state_dict`` that no file holds: none."""
+        return set()
+
+    def forward(self, image_BMIJK: Tensor) -> Tensor:
+        """Logits ``(B,C,I,J,K)`` of an image whose sizes the strides divide."""
+        logits: Tensor = self.network(image_BMIJK)
+        return logits
+
+
+def _poolable(size: int) -> bool:
+    return size % 2 == 0 and size // 2 >= SMALLEST_EDGE

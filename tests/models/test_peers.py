@@ -1,0 +1,65 @@
+"""Rivals have the published topology and go through the same training as ours."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from medvisionllama.config import make_experiment, read_experiment, write_experiment
+from medvisionllama.data.plan import IntensityRule, Plan
+from medvisionllama.errors import InputError
+from medvisionllama.models.costs import cost_of
+from medvisionllama.models.network import build_network
+from medvisionllama.models.peers.dynunet import DynUNetConfig
+from medvisionllama.models.zoo import DESCRIPTIONS, MODELS, PEERS, network_named
+
+pytest.importorskip("monai")
+
+
+def test_every_peer_has_a_name_of_its_own_and_a_description() -> None:
+    assert not PEERS.keys() & MODELS.keys()
+    assert PEERS.keys() | MODELS.keys() == DESCRIPTIONS.keys()
+    assert network_named("dynunet") == PEERS["dynunet"]
+    with pytest.raises(InputError, match="no model is called 'dynunets'"):
+        network_named("dynunets")
+
+
+def test_dynunet_has_the_topology_that_nnunet_plans_for_task04() -> None:
+    # nnU-Net's own plan: window 40x56x40, four levels, 32 to 256 features.
+    config = DynUNetConfig(1, 3, (40, 56, 40))
+    assert config.features == (32, 64, 128, 256)
+    assert config.strides == ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
+
+
+def test_dynunet_pools_flat_windows_along_their_long_axes_only() -> None:
+    assert DynUNetConfig(1, 2, (64, 64, 8)).strides[1:] == ((2, 2, 2), (2, 2, 1), (2, 2, 1), (2, 2, 1))
+    with pytest.raises(InputError, match="window"):
+        build_network(DynUNetConfig(1, 2, (5, 5, 5)))
+
+
+@pytest.mark.parametrize("name", sorted(PEERS))
+def test_peers_are_built_alike_from_one_seed_and_give_logits_of_the_image_s_size(name: str) -> None:
+    config = DynUNetConfig(2, 3, (16, 16, 8), base_features=PEERS[name].base_features // 8)
+    one, again, other = (build_network(config, seed=seed) for seed in (0, 0, 1))
+    image = torch.randn(1, 2, 16, 16, 8)
+    assert one(image).shape == (1, 3, 16, 16, 8)
+    assert torch.equal(one(image), again(image))
+    assert not torch.equal(one(image), other(image))
+    # The stages a page draws are the whole network: nothing is counted twice or forgotten.
+    in_parts = sum(p.numel() for part in one.parts().values() for p in part.parameters())
+    assert in_parts == sum(p.numel() for p in one.parameters())
+    assert cost_of(config).trainable_parameters == in_parts
+
+
+def test_a_peer_s_settings_are_stored_and_overridden(tmp_path: Path) -> None:
+    experiment = make_experiment(tmp_path, model="dynunet", overrides=["--model.base_features", "4"])
+    rules = (IntensityRule("body-zscore"),)
+    fitted = experiment.fitted_to(
+        Plan("native", "T", (40, 56, 40), (1, 1, 1), rules, {1: "a", 2: "b"}, 9, (35, 50, 36))
+    )
+    write_experiment(fitted, tmp_path / "config.yaml")
+    assert read_experiment(tmp_path / "config.yaml") == fitted
+    assert isinstance(fitted.model, DynUNetConfig)
+    assert fitted.model == DynUNetConfig(1, 3, (40, 56, 40), base_features=4)
+    with pytest.raises(InputError, match="no language block"):
+        make_experiment(tmp_path, model="dynunet", block="minilm-l6")
