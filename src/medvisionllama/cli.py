@@ -25,6 +25,7 @@ from medvisionllama.commands import (
     plan,
     predict,
     report,
+    reproduce,
     train,
 )
 from medvisionllama.errors import InputError
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         report,
         blocks,
         models,
+        reproduce,
         benchmark,
     ):
         command.add(commands, common)

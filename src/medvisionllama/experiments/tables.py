@@ -31,6 +31,11 @@ MODALITIES: Mapping[str, str] = dict(  # both papers' Table 1
 AVERAGE = "average"  # in place of a task: over all ten
 
 
+def decathlon_name(task: str) -> str:
+    """``Task04_Hippocampus`` of ``Hippocampus``, as dataset.json calls it; other names stay as they are."""
+    return next((name for name in TASKS if task in (name, name.partition("_")[2])), task)
+
+
 @dataclass(frozen=True)
 class Published:
     """One printed number.

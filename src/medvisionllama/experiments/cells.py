@@ -1,0 +1,158 @@
+"""One cell of a matrix as a value: what is trained, on what, for how long, from which seed.
+
+A cell is a function of its key. The key is a hash of every setting that decides the result; where files lie, what
+computes and how tables label it is not among them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from medvisionllama.config import Experiment
+from medvisionllama.data.plan import Protocol
+from medvisionllama.data.splits import Splits
+from medvisionllama.models.medvisionllama import ModelConfig
+from medvisionllama.run_folder import to_json
+from medvisionllama.train import Recipe
+
+KEY_LETTERS = 16
+# Files of a language model's folder up to this size are read for its digest; of larger ones name and size count.
+READ_WHOLE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training and its scores.
+
+    Attributes:
+        task: Name of the task, such as ``Task04_Hippocampus``.
+        model: The name in ``models.zoo`` that ``config`` started from.
+        config: The network, without what the plan decides (channels and input size).
+        recipe: The training, its length included.
+        splits: Digest of the splits (:func:`splits_digest`).
+        block: What tables call the language model; empty for none.
+        protocol: ``native`` or ``paper``.
+        grid: Edge of the paper protocol's grid; without meaning in the native one.
+        fold: Which part validates.
+        fraction: Share of the training patients.
+        seed: Of the network's start, the order of cases, augmentation and dropout.
+    """
+
+    task: str
+    model: str
+    config: ModelConfig
+    recipe: Recipe
+    splits: str
+    block: str = ""
+    protocol: Protocol = "native"
+    grid: int = 128
+    fold: int = 0
+    fraction: float = 1.0
+    seed: int = 0
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides the result, in plain JSON: a folder of weights stands as what it holds."""
+        config = asdict(self.config)
+        source = str(config["middle"]["block"]["source"])
+        if config["middle"]["kind"] == "none":
+            del config["middle"]["block"]  # no block stands there, whatever its settings
+        elif Path(source).is_dir():
+            config["middle"]["block"]["source"] = folder_digest(Path(source))
+        own = {
+            "task": self.task,
+            "protocol": self.protocol,
+            "grid": self.grid if self.protocol == "paper" else None,
+            "fold": self.fold,
+            "fraction": self.fraction,
+            "seed": self.seed,
+            "splits": self.splits,
+        }
+        plain: dict[str, Any] = json.loads(to_json(own | {"config": config, "recipe": asdict(self.recipe)}))
+        return plain
+
+    @property
+    def key(self) -> str:
+        """A hash of :meth:`settings`."""
+        return key_of(self.settings())
+
+    @property
+    def name(self) -> str:
+        """For people: model, block, how it starts, share and seed; and the key, since others may be called alike."""
+        middle = self.config.middle
+        parts = [self.task.split("_")[0], self.model]
+        if middle.kind != "none":
+            parts += [Path(self.block).name] if self.block else []
+            parts += [] if middle.kind == "language" else [middle.kind]
+            parts += [middle.block.init] if middle.kind == "language" else []
+        parts += [f"{100 * self.fraction:g}pc", f"f{self.fold}", f"s{self.seed}", self.key[:8]]
+        return "-".join(parts)
+
+    def experiment(self, dataset: Path) -> Experiment:
+        """What :func:`~medvisionllama.run.train_run` takes."""
+        return Experiment(
+            dataset=str(dataset.resolve()),
+            model_name=self.model,
+            recipe_name="as in the cell",
+            protocol=self.protocol,
+            grid=self.grid,
+            fold=self.fold,
+            fraction=self.fraction,
+            seed=self.seed,
+            model=self.config,
+            recipe=self.recipe,
+        )
+
+
+def key_of(settings: dict[str, Any]) -> str:
+    """The key of a cell with these settings."""
+    return sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:KEY_LETTERS]
+
+
+def completed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of an older row with those that have been added since, at their defaults.
+
+    A new setting's default is the former behaviour, so that what was measured before stays the same cell.
+    """
+    config, recipe = _plain(asdict(ModelConfig())), _plain(asdict(Recipe()))
+    if "block" not in settings["config"]["middle"]:
+        del config["middle"]["block"]
+    return settings | {
+        "config": _filled(settings["config"], config),
+        "recipe": _filled(settings["recipe"], recipe),
+    }
+
+
+def splits_digest(splits: Splits) -> str:
+    """Which cases test, train and validate, as one word."""
+    return sha256(json.dumps(splits.to_dict(), sort_keys=True).encode()).hexdigest()[:KEY_LETTERS]
+
+
+@lru_cache
+def folder_digest(folder: Path) -> str:
+    """What a language model's folder holds: configuration and weights, wherever it lies."""
+    digest = sha256()
+    for path in sorted(folder.iterdir()):
+        if path.name == "config.json" or path.suffix in (".safetensors", ".bin"):
+            size = path.stat().st_size
+            digest.update(f"{path.name}/{size}/".encode())
+            if size <= READ_WHOLE_BYTES:
+                digest.update(path.read_bytes())
+    return f"folder:{digest.hexdigest()[:KEY_LETTERS]}"
+
+
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(to_json(value))
+    return plain
+
+
+def _filled(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    filled = defaults | settings
+    for name, default in defaults.items():
+        if isinstance(default, dict) and isinstance(filled[name], dict):
+            filled[name] = _filled(filled[name], default)
+    return filled

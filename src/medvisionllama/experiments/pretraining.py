@@ -1,0 +1,125 @@
+"""Does pre-training matter? The same network around different middles, at equal steps: the design of the study.
+
+Middles differ in nothing but what stands between encoder and decoder: nothing, mappers alone, and the language block
+frozen at several starts. Every other weight starts equal for one seed, and batches, augmentation and dropout are drawn
+equal, so that within a seed and a case two middles are a pair (SPEC 3, 8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+from medvisionllama.data.augment import AugmentConfig
+from medvisionllama.errors import InputError
+from medvisionllama.experiments.cells import Cell
+from medvisionllama.models.medvisionllama import ModelConfig
+from medvisionllama.models.zoo import named, with_block
+from medvisionllama.train import Recipe
+
+NAME = "does-pretraining-matter"
+MIDDLES = ("none", "identity", "random", "random-matched", "shuffled", "pretrained", "trained")
+NETWORKS = {"medvisionllama-u": "vit-u", "medvisionllama": "vit-baseline"}  # to what each is without a middle
+LORAS = ("both", "none")
+
+# The native recipe as it stood when the study began. Every value is written down, so that a later, better recipe
+# changes nothing here. The last step's weights are scored: none are chosen on the part that judges them.
+RECIPE = Recipe(
+    loss="dice_ce",
+    optimizer="adamw",
+    learning_rate=0.002,
+    weight_decay=0.01,
+    schedule="cosine",
+    warmup=0.05,
+    clip_norm=1.0,
+    batch_size=4,
+    steps=1000,
+    precision="bfloat16",
+    foreground_share=0.333,
+    validations=0,
+    augment=AugmentConfig(
+        rotate_probability=0.2,
+        rotate_degrees=15.0,
+        scale_probability=0.2,
+        scale_range=(0.85, 1.2),
+        mirror_axes=(),
+        noise_probability=0.1,
+        noise_sd=0.1,
+        brightness_probability=0.15,
+        brightness_range=(0.75, 1.25),
+        contrast_probability=0.15,
+        contrast_range=(0.75, 1.25),
+        gamma_probability=0.15,
+        gamma_range=(0.7, 1.5),
+    ),
+)
+
+
+def study_cells(
+    tasks: Sequence[tuple[str, str]],
+    *,
+    networks: Sequence[str] = tuple(NETWORKS),
+    middles: Sequence[str] = ("none", "identity", "random-matched", "shuffled", "pretrained"),
+    blocks: Sequence[tuple[str, str]] = (("minilm-l6", "minilm-l6"),),
+    loras: Sequence[str] = ("both",),
+    fractions: Sequence[float] = (0.1, 1.0),
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    steps: int = RECIPE.steps,
+) -> tuple[Cell, ...]:
+    """The study's cells, seeds outermost: a matrix that is stopped early is balanced as far as it came.
+
+    Args:
+        tasks: Name of each task and the digest of its splits.
+        networks: Of :data:`NETWORKS`.
+        middles: Of :data:`MIDDLES`.
+        blocks: What tables call each language model, and where it comes from.
+        loras: Of ``models.middle.Lora``: adapters in mappers and block, or nowhere. Middles without a block have no
+            adapters in it, but theirs in the mappers follow.
+        fractions: Shares of the training patients.
+        seeds: Of everything random; random and shuffled blocks are drawn anew for each.
+        steps: Equal for all.
+    """
+    recipe = replace(RECIPE, steps=steps)
+    cells: dict[str, Cell] = {}
+    for seed, (task, splits), fraction, network, lora, (label, source), middle in product(
+        seeds, tasks, fractions, networks, loras, blocks, middles
+    ):
+        cell = Cell(
+            task=task,
+            model=NETWORKS[network] if middle == "none" else network,
+            config=study_network(network, middle, source, lora, seed),
+            recipe=recipe,
+            splits=splits,
+            block="" if middle == "none" else label,
+            fraction=fraction,
+            seed=seed,
+        )
+        cells.setdefault(cell.key, cell)  # `none` is the same for every block
+    return tuple(cells.values())
+
+
+def study_network(network: str, middle: str, source: str, lora: str = "both", seed: int = 0) -> ModelConfig:
+    """A network with one of the study's middles.
+
+    Raises:
+        InputError: A name is unknown.
+    """
+    if network not in NETWORKS or middle not in MIDDLES or lora not in LORAS:
+        raise InputError(
+            "no such cell in the study",
+            got=f"{network}, {middle}, LoRA {lora}",
+            expected=f"{' or '.join(NETWORKS)}; {', '.join(MIDDLES)}; LoRA {' or '.join(LORAS)}",
+        )
+    if middle == "none":
+        return named(NETWORKS[network])
+    config = with_block(named(network), str(Path(source).resolve()) if Path(source).is_dir() else source)
+    stage = replace(config.middle, lora=lora)  # type: ignore[arg-type]
+    if middle in ("identity", "trained"):
+        stage = replace(stage, kind=middle)  # type: ignore[arg-type]
+    elif middle != "pretrained":
+        stage = replace(stage, block=replace(stage.block, init=middle))  # type: ignore[arg-type]
+    if middle not in ("identity", "pretrained"):  # a start drawn at random is drawn anew for each seed
+        stage = replace(stage, block=replace(stage.block, seed=seed))
+    return replace(config, middle=stage)
