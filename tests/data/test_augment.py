@@ -1,15 +1,20 @@
 import math
 from collections.abc import Sequence
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 from torch import Generator, Tensor
 
-from medvisionllama.data.augment import DRAWS, AugmentConfig, augment
+from medvisionllama.data.augment import DRAWS, AugmentConfig, augment, nnunet_augmentation
+from medvisionllama.data.mirroring import Mirroring, mirroring_of
 from medvisionllama.errors import InputError
+from medvisionllama.geometry import resize
 
 WINDOW = (24, 40, 32)
 SPACING_MM = (1.5, 0.7, 1.0)
@@ -21,6 +26,10 @@ ALL = AugmentConfig(
     brightness_probability=0.5,
     contrast_probability=0.5,
     gamma_probability=0.5,
+    blur_probability=0.5,
+    low_resolution_probability=0.5,
+    inverted_gamma_probability=0.5,
+    gamma_keeps_moments=True,
 )
 
 
@@ -172,7 +181,20 @@ def test_zero_probabilities_change_not_a_bit() -> None:
     assert torch.equal(told, label)
 
 
-@pytest.mark.parametrize("kind", ["rotate", "scale", "noise", "brightness", "contrast", "gamma"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "rotate",
+        "scale",
+        "noise",
+        "brightness",
+        "contrast",
+        "gamma",
+        "blur",
+        "low_resolution",
+        "inverted_gamma",
+    ],
+)
 def test_those_not_drawn_change_not_a_bit_and_the_others_do(kind: str) -> None:
     config = AugmentConfig(**{f"{kind}_probability": 0.3})
     image = torch.randn(1, 2, 6, 7, 8).expand(300, -1, -1, -1, -1)
@@ -258,6 +280,8 @@ def test_a_flat_image_stays_finite() -> None:
         {"scale_probability": float("nan")},
         {"scale_range": (1.4, 0.7)},
         {"gamma_range": (0.0, 1.0)},
+        {"blur_range": (0.0, 1.0)},
+        {"low_resolution_range": (0.5, 1.5)},
         {"mirror_axes": (3,)},
         {"mirror_axes": (-1,)},
     ],
@@ -265,3 +289,174 @@ def test_a_flat_image_stays_finite() -> None:
 def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(settings))):
         AugmentConfig(**settings)
+
+
+def later_drawn(seed: int) -> list[float]:
+    """What a case is given for what was added later: of a generator that its own one seeds."""
+    first = Generator().manual_seed(seed)
+    torch.rand(DRAWS, generator=first)
+    return torch.rand(6, generator=Generator().manual_seed(int(torch.randint(2**62, (), generator=first)))).tolist()
+
+
+def coloured_as_recorded(image: Tensor, config: AugmentConfig, seed: int) -> Tensor:
+    """One case, coloured as recorded trainings were: noise, factor, stretch, curve."""
+    generator = Generator().manual_seed(seed)
+    draws = iter(torch.rand(DRAWS, generator=generator).unbind())
+    for _ in range(9):  # those that bend
+        next(draws)
+
+    def one(probability: float, extent: tuple[float, float], otherwise: float) -> Tensor:
+        happens = next(draws) < probability
+        return torch.where(happens, extent[0] + (extent[1] - extent[0]) * next(draws), torch.tensor(otherwise))
+
+    noise_sd = one(config.noise_probability, (0.0, config.noise_sd), 0.0)
+    image = image + noise_sd * torch.randn(image.shape, generator=generator)
+    image = image * one(config.brightness_probability, config.brightness_range, 1.0)
+    contrast, mean = one(config.contrast_probability, config.contrast_range, 1.0), image.mean((1, 2, 3), keepdim=True)
+    image = image if contrast == 1 else (image - mean) * contrast + mean
+    gamma = one(config.gamma_probability, config.gamma_range, 1.0)
+    low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
+    extent = (high - low).clamp_min(1e-6)
+    return image if gamma == 1 else ((image - low) / extent) ** gamma * extent + low
+
+
+def test_the_recipes_of_recorded_trainings_give_the_same_bits() -> None:
+    recipe = yaml.safe_load((files("medvisionllama") / "recipes" / "native.yaml").read_text())["augment"]
+    still = AugmentConfig(**(recipe | {"rotate_probability": 0.0, "scale_probability": 0.0}))
+    assert (still.blur_probability, still.low_resolution_probability, still.inverted_gamma_probability) == (0, 0, 0)
+    image = torch.randn(60, 2, 6, 7, 8)
+    coloured, _ = augment(image, torch.zeros(60, 6, 7, 8), still, generators(*range(60)))
+    as_recorded = [coloured_as_recorded(case, still, seed) for seed, case in enumerate(image)]
+    assert torch.equal(coloured, torch.stack(as_recorded))
+    assert (coloured != image).flatten(1).any(1).sum() > 15  # negative control: much was coloured
+
+
+@pytest.mark.parametrize("sd", [0.5, 0.8, 1.0, 2.3])
+def test_blur_is_scipys(sd: float) -> None:
+    image = torch.randn(1, 2, 9, 14, 6)
+    blurred = bend(image, AugmentConfig(blur_probability=1.0, blur_range=(sd, sd)), 0)
+    expected = gaussian_filter(image.numpy().astype(np.float64), (0, 0, sd, sd, sd), mode="nearest", truncate=4.0)
+    np.testing.assert_allclose(blurred.numpy(), expected, atol=2e-5)
+    assert np.abs(image.numpy() - expected).max() > 0.2
+
+
+def test_each_case_is_blurred_by_its_own_draw() -> None:
+    config = AugmentConfig(blur_probability=0.5, blur_range=(0.5, 1.5))
+    image = torch.randn(12, 1, 9, 8, 7)
+    blurred, _ = augment(image, torch.zeros(12, 9, 8, 7), config, generators(*range(12)))
+    for seed in range(12):
+        happens, share = later_drawn(seed)[:2]
+        sd = 0.5 + share if happens < 0.5 else 1e-9
+        expected = gaussian_filter(image[seed, 0].numpy(), sd, mode="nearest", radius=round(4 * sd))
+        np.testing.assert_allclose(blurred[seed, 0].numpy(), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.7, 1.0])
+def test_low_resolution_is_a_shrunk_image_stretched_again(share: float) -> None:
+    image = torch.randn(1, 2, 9, 14, 6)
+    config = AugmentConfig(low_resolution_probability=1.0, low_resolution_range=(share, share))
+    shrunk = resize(image.numpy(), (round(9 * share), round(14 * share), round(6 * share)), order=0)
+    expected = resize(shrunk, (9, 14, 6), order=1)
+    np.testing.assert_allclose(bend(image, config, 0).numpy(), expected, atol=1e-5)
+    assert len(np.unique(shrunk)) <= (round(9 * share) * round(14 * share) * round(6 * share)) * 2
+
+
+def test_inverted_gamma_is_gamma_of_the_negative() -> None:
+    image = torch.randn(1, 2, 9, 10, 11) + 1
+    inverted = bend(image, AugmentConfig(inverted_gamma_probability=1.0, gamma_range=(2.0, 2.0)), 0)
+    plain = bend(-image, AugmentConfig(gamma_probability=1.0, gamma_range=(2.0, 2.0)), 0)
+    torch.testing.assert_close(inverted, -plain)
+    assert bool((inverted >= image - 1e-5).all())
+
+
+def test_gamma_may_keep_mean_and_deviation() -> None:
+    image = torch.randn(1, 2, 9, 10, 11) * 3 + 1
+    config = AugmentConfig(gamma_probability=1.0, gamma_range=(2.0, 2.0), gamma_keeps_moments=True)
+    kept, lost = bend(image, config, 0), bend(image, AugmentConfig(gamma_probability=1.0, gamma_range=(2.0, 2.0)), 0)
+    for moment in (torch.mean, torch.std):
+        torch.testing.assert_close(moment(kept, (2, 3, 4)), moment(image, (2, 3, 4)))
+    assert (lost.mean((2, 3, 4)) < image.mean((2, 3, 4)) - 0.3).all()
+
+
+def test_the_later_draws_do_not_shift_the_earlier_ones() -> None:
+    image, label = torch.randn(8, 1, 9, 10, 11), torch.randint(3, (8, 9, 10, 11))
+    turn = {"rotate_probability": 0.5, "scale_probability": 0.5, "mirror_axes": (0, 1, 2), "noise_probability": 0.5}
+    some, more = AugmentConfig(**turn), AugmentConfig(**turn, low_resolution_probability=1.0)
+    low = AugmentConfig(low_resolution_probability=1.0)
+    together = augment(image, label, more, generators(*range(8)))
+    one_by_one = augment(*augment(image, label, some, generators(*range(8))), low, generators(*range(8)))
+    assert torch.equal(together[1], one_by_one[1])
+    torch.testing.assert_close(together[0], one_by_one[0])
+
+
+def test_nnunets_own_figures_run_and_change_most_cases() -> None:
+    image = torch.randn(50, 1, 9, 10, 11)
+    bent, _ = augment(image, torch.zeros(50, 9, 10, 11), nnunet_augmentation(), generators(*range(50)))
+    assert bool(torch.isfinite(bent).all())
+    assert (bent != image).flatten(1).any(1).float().mean() > 0.85
+
+
+def sided(left: int = 1, right: int = 2, middle: int = 3) -> Tensor:
+    """``(1,I,J,K)``: one class on each side of I, and one across."""
+    label = torch.zeros((1, 8, 4, 4), dtype=torch.uint8)
+    label[:, :3], label[:, 5:], label[:, 3:5] = left, right, middle
+    return label
+
+
+def test_left_stays_left_where_sides_are_swapped_with_the_mirror() -> None:
+    swap = Mirroring(swaps=((1, 2),))
+    image, label = torch.arange(8.0).reshape(1, 1, 8, 1, 1).expand(1, 1, 8, 4, 4), sided()
+    seen = set()
+    for seed in range(8):
+        bent, told = augment(image, label, AugmentConfig(mirror_axes=(0,)), generators(seed), mirroring=swap)
+        mirrored = not torch.equal(bent, image)
+        seen.add(mirrored)
+        assert torch.equal(bent, image.flip(2) if mirrored else image)
+        assert torch.equal(told, label)  # left is on the left either way
+        assert told.dtype == label.dtype
+        wrong = augment(image, label, AugmentConfig(mirror_axes=(0,)), generators(seed))[1]
+        assert torch.equal(wrong, label) != mirrored  # negative control: without the swap right is on the left
+    assert seen == {True, False}
+
+
+def test_sides_are_swapped_along_i_alone() -> None:
+    swap = Mirroring(swaps=((1, 2),))
+    for seed in range(8):
+        told = augment(
+            torch.zeros(1, 1, 8, 4, 4), sided(), AugmentConfig(mirror_axes=(1, 2)), generators(seed), mirroring=swap
+        )[1]
+        assert torch.equal(told, sided())
+
+
+def test_what_the_task_does_not_allow_is_not_mirrored() -> None:
+    image = torch.arange(8.0).reshape(1, 1, 8, 1, 1).expand(1, 1, 8, 4, 4)
+    for seed in range(12):
+        bent, told = augment(
+            image, sided(), AugmentConfig(mirror_axes=(0, 1, 2)), generators(seed), mirroring=Mirroring((1, 2))
+        )
+        assert torch.equal(bent, image)
+        assert torch.equal(told, sided())
+
+
+def test_a_class_that_would_become_two_others_is_refused() -> None:
+    with pytest.raises(InputError, match="change sides"):
+        Mirroring(swaps=((1, 2), (2, 3)))
+    with pytest.raises(InputError, match="axes to mirror"):
+        Mirroring((3,))
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["kidney_left", "liver", "kidney_right"], Mirroring(swaps=((1, 3),))),
+        (["Left Lung", "Right Lung", "heart"], Mirroring(swaps=((1, 2),))),
+        (["femur_l", "femur_r"], Mirroring(swaps=((1, 2),))),
+        (["rib_left_1", "rib_left_2", "rib_right_2", "rib_right_1"], Mirroring(swaps=((1, 4), (2, 3)))),
+        (["kidneyLeft", "kidneyRight"], Mirroring(swaps=((1, 2),))),
+        (["left atrium"], Mirroring((1, 2))),
+        (["kidney_left", "kidney_right", "left ventricle"], Mirroring((1, 2))),
+        (["Anterior", "Posterior", "liver", "cleft", "bright_spot", "colour"], Mirroring()),
+    ],
+)
+def test_names_tell_which_classes_change_sides(names: list[str], expected: Mirroring) -> None:
+    assert mirroring_of(dict(enumerate(names, start=1))) == expected

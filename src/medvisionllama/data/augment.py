@@ -1,19 +1,25 @@
 """Bend and colour a whole batch at once, on the device that trains, from generators that are passed in.
 
+What is there and in which order is nnU-Net's (Isensee et al., Nat. Methods 18:203, 2021, supplement 4); the figures are
+values, nnU-Net's own in :func:`nnunet_augmentation`.
+
 Axes: ``B`` batch, ``M`` modalities, ``I J K`` voxels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
+from medvisionllama.data.mirroring import Mirroring
 from medvisionllama.errors import InputError
+from medvisionllama.geometry import resize
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,13 @@ class AugmentConfig:
         contrast_range: Smallest and largest stretch.
         gamma_probability: Of one exponent within ``gamma_range`` on the image scaled to 0..1.
         gamma_range: Smallest and largest exponent.
+        blur_probability: Of a Gaussian blur whose SD is drawn within ``blur_range``.
+        blur_range: Smallest and largest SD, in voxels.
+        low_resolution_probability: Of one zoom within ``low_resolution_range``: shrunk by nearest voxel and stretched
+            again linearly (nnU-Net stretches by cubic splines).
+        low_resolution_range: Smallest and largest share of the voxels kept along each axis.
+        inverted_gamma_probability: Of another exponent within ``gamma_range``, on the image turned dark to bright.
+        gamma_keeps_moments: Whether either gamma gives the channel its mean and SD back, as nnU-Net's does.
 
     Raises:
         InputError: A probability is not one, an axis does not exist, or a range is empty or not above 0.
@@ -53,6 +66,12 @@ class AugmentConfig:
     contrast_range: tuple[float, float] = (0.75, 1.25)
     gamma_probability: float = 0.0
     gamma_range: tuple[float, float] = (0.7, 1.5)
+    blur_probability: float = 0.0
+    blur_range: tuple[float, float] = (0.5, 1.0)
+    low_resolution_probability: float = 0.0
+    low_resolution_range: tuple[float, float] = (0.5, 1.0)
+    inverted_gamma_probability: float = 0.0
+    gamma_keeps_moments: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -63,10 +82,37 @@ class AugmentConfig:
                 raise InputError(f"augmentation's {field.name}", got=str(value), expected="above 0, smallest first")
         if not set(self.mirror_axes) <= {0, 1, 2}:
             raise InputError("augmentation's mirror_axes", got=str(self.mirror_axes), expected="of 0, 1 and 2")
+        if self.low_resolution_range[1] > 1:
+            raise InputError(
+                "augmentation's low_resolution_range", got=str(self.low_resolution_range), expected="1 at most"
+            )
 
 
+def nnunet_augmentation() -> AugmentConfig:
+    """nnU-Net's figures: one value of many. Its mirroring is of all axes, where the plan allows them."""
+    return AugmentConfig(
+        rotate_probability=0.2,
+        rotate_degrees=30.0,
+        scale_probability=0.2,
+        scale_range=(0.7, 1.4),
+        mirror_axes=(0, 1, 2),
+        noise_probability=0.1,
+        noise_sd=0.1,
+        blur_probability=0.2,
+        brightness_probability=0.15,
+        contrast_probability=0.15,
+        low_resolution_probability=0.25,
+        inverted_gamma_probability=0.1,
+        gamma_probability=0.3,
+        gamma_keeps_moments=True,
+    )
+
+
+ANY_MIRRORING = Mirroring()  # of all axes, and no class has a side
 # Uniform numbers drawn for each case, whether used or not, so that one setting never shifts another's draws.
 DRAWS = 17
+# The same for what came later, from a generator of its own, so that recorded trainings can still be repeated.
+LATER_DRAWS = 6
 
 
 def augment(
@@ -75,6 +121,7 @@ def augment(
     config: AugmentConfig,
     generators: Sequence[Generator],
     spacing_mm_B3: Tensor | None = None,
+    mirroring: Mirroring = ANY_MIRRORING,
 ) -> tuple[Tensor, Tensor]:
     """A bent and coloured copy of a batch; image and label go through one geometry.
 
@@ -86,15 +133,28 @@ def augment(
             batch, nor on how many processes share the batch, nor on the device.
         spacing_mm_B3: Of each case's voxels along I, J, K, on the CPU, so that what turns keeps its shape in
             millimetres however flat the voxels are; None for cubes.
+        mirroring: Which of ``config.mirror_axes`` the task allows, and which classes are one another's mirror image.
     """
     draws = iter(torch.stack([torch.rand(DRAWS, generator=g) for g in generators]).unbind(1))
+    later = iter(torch.stack([torch.rand(LATER_DRAWS, generator=_branch(g)) for g in generators]).unbind(1))
     spacing = torch.ones(len(generators), 3) if spacing_mm_B3 is None else spacing_mm_B3
-    image, label = _bend(image_BMIJK, label_BIJK, config, draws, spacing)
-    return _colour(image, config, draws, generators), label
+    image, label = _bend(image_BMIJK, label_BIJK, config, draws, spacing, mirroring)
+    return _colour(image, config, draws, later, generators), label
+
+
+def _branch(generator: Generator) -> Generator:
+    """Another generator, a function of this one's state, which it leaves as it is."""
+    branch = Generator().set_state(generator.get_state())
+    return Generator().manual_seed(int(torch.randint(2**62, (), generator=branch)))
 
 
 def _bend(
-    image: Tensor, label: Tensor, config: AugmentConfig, draws: Iterator[Tensor], spacing_B3: Tensor
+    image: Tensor,
+    label: Tensor,
+    config: AugmentConfig,
+    draws: Iterator[Tensor],
+    spacing_B3: Tensor,
+    mirroring: Mirroring,
 ) -> tuple[Tensor, Tensor]:
     rotated = next(draws) < config.rotate_probability
     angles = torch.stack([(2 * next(draws) - 1) * math.radians(config.rotate_degrees) for _ in range(3)], dim=1)
@@ -112,11 +172,22 @@ def _bend(
         nearest = grid_sample(label[which, None].float(), grid, mode="nearest", align_corners=False)
         label = label.index_copy(0, which, nearest[:, 0].to(label.dtype))
     for axis in range(3):
-        mirrored = ((next(draws) < 0.5) & (axis in config.mirror_axes)).to(image.device)
-        if bool(mirrored.any()):
+        mirrored = (next(draws) < 0.5) & (axis in config.mirror_axes) & (axis in mirroring.axes)
+        if bool(mirrored.any()):  # asked on the CPU: asking a GPU would make it wait
+            mirrored = mirrored.to(image.device)
             image = torch.where(mirrored[:, None, None, None, None], image.flip(axis + 2), image)
-            label = torch.where(mirrored[:, None, None, None], label.flip(axis + 1), label)
+            turned = label.flip(axis + 1)
+            turned = _swapped(turned, mirroring) if axis == 0 else turned
+            label = torch.where(mirrored[:, None, None, None], turned, label)
     return image, label
+
+
+def _swapped(label: Tensor, mirroring: Mirroring) -> Tensor:
+    """The label map in which left has become right."""
+    swapped = label
+    for one, other in mirroring.swaps:
+        swapped = torch.where(label == one, other, torch.where(label == other, one, swapped))
+    return swapped.to(label.dtype)
 
 
 def _lookup_matrices(angles_B3: Tensor, zoom_B: Tensor, extent_mm_B3: Tensor) -> Tensor:
@@ -137,25 +208,104 @@ def _lookup_matrices(angles_B3: Tensor, zoom_B: Tensor, extent_mm_B3: Tensor) ->
     return torch.cat([normalised.flip(1, 2), torch.zeros(len(angles_B3), 3, 1)], dim=2)
 
 
-def _colour(image: Tensor, config: AugmentConfig, draws: Iterator[Tensor], generators: Sequence[Generator]) -> Tensor:
-    def drawn(probability: float, extent: tuple[float, float], otherwise: float) -> Tensor:
-        return _per_case(probability, extent, otherwise, draws).to(image.device)[:, None, None, None, None]
+def _colour(
+    image: Tensor,
+    config: AugmentConfig,
+    draws: Iterator[Tensor],
+    later: Iterator[Tensor],
+    generators: Sequence[Generator],
+) -> Tensor:
+    """Each part touches only those cases that it is drawn for; the draws themselves stay on the CPU."""
+    noise_sd = _per_case(config.noise_probability, (0.0, config.noise_sd), 0.0, draws)
+    brightness = _per_case(config.brightness_probability, config.brightness_range, 1.0, draws)
+    contrast = _per_case(config.contrast_probability, config.contrast_range, 1.0, draws)
+    gamma = _per_case(config.gamma_probability, config.gamma_range, 1.0, draws)
+    blur_sd = _per_case(config.blur_probability, config.blur_range, 0.0, later)
+    kept = _per_case(config.low_resolution_probability, config.low_resolution_range, 1.0, later)
+    inverted_gamma = _per_case(config.inverted_gamma_probability, config.gamma_range, 1.0, later)
 
-    noise_sd = drawn(config.noise_probability, (0.0, config.noise_sd), 0.0)
-    if bool((noise_sd != 0).any()):
-        noise = torch.stack([torch.randn(image.shape[1:], generator=g) for g in generators])
-        image = image + noise_sd * noise.to(image.device)
-    image = image * drawn(config.brightness_probability, config.brightness_range, 1.0)
-    contrast = drawn(config.contrast_probability, config.contrast_range, 1.0)
-    if bool((contrast != 1).any()):
-        mean = image.mean((2, 3, 4), keepdim=True)
-        image = torch.where(contrast == 1, image, (image - mean) * contrast + mean)
-    gamma = drawn(config.gamma_probability, config.gamma_range, 1.0)
-    if bool((gamma != 1).any()):
-        low, high = image.amin((2, 3, 4), keepdim=True), image.amax((2, 3, 4), keepdim=True)
-        extent = (high - low).clamp_min(1e-6)
-        image = torch.where(gamma == 1, image, ((image - low) / extent) ** gamma * extent + low)
-    return image
+    def noisy(part: Tensor, sd: Tensor, which: list[int]) -> Tensor:
+        noise = torch.stack([torch.randn(image.shape[1:], generator=generators[case]) for case in which])
+        return part + sd * noise.to(part.device)
+
+    def stretched(part: Tensor, factor: Tensor, which: list[int]) -> Tensor:
+        mean = part.mean(_VOXELS, keepdim=True)
+        return (part - mean) * factor + mean
+
+    def blurred(part: Tensor, sd: Tensor, which: list[int]) -> Tensor:
+        return _along_axes(part, [_blurring(size, sd.flatten()) for size in part.shape[2:]])
+
+    def coarse(part: Tensor, share: Tensor, which: list[int]) -> Tensor:
+        return _along_axes(part, [_coarsening(size, share.flatten()) for size in part.shape[2:]])
+
+    def curved(part: Tensor, exponent: Tensor, which: list[int]) -> Tensor:
+        return _curved(part, exponent, config.gamma_keeps_moments)
+
+    image = _where_drawn(image, noise_sd, 0.0, noisy)
+    image = _where_drawn(image, blur_sd, 0.0, blurred)
+    image = _where_drawn(image, brightness, 1.0, lambda part, factor, which: part * factor)
+    image = _where_drawn(image, contrast, 1.0, stretched)
+    image = _where_drawn(image, kept, 1.0, coarse)
+    image = _where_drawn(image, inverted_gamma, 1.0, lambda part, exponent, which: -curved(-part, exponent, which))
+    return _where_drawn(image, gamma, 1.0, curved)
+
+
+_VOXELS = (2, 3, 4)
+
+
+def _where_drawn(
+    image: Tensor, values_B: Tensor, otherwise: float, change: Callable[[Tensor, Tensor, list[int]], Tensor]
+) -> Tensor:
+    """The image with those cases changed whose value is not ``otherwise``."""
+    which = (values_B != otherwise).nonzero()[:, 0]
+    if not len(which):
+        return image
+    values = values_B[which].to(image.device)[:, None, None, None, None]
+    if len(which) == len(image):
+        return change(image, values, which.tolist())
+    places = which.to(image.device)
+    return image.index_copy(0, places, change(image[places], values, which.tolist()))
+
+
+def _curved(image: Tensor, exponent: Tensor, keep_moments: bool) -> Tensor:
+    low, high = image.amin(_VOXELS, keepdim=True), image.amax(_VOXELS, keepdim=True)
+    extent = (high - low).clamp_min(1e-6)
+    curved = ((image - low) / extent) ** exponent * extent + low
+    if not keep_moments:
+        return curved
+    (sd, mean), (new_sd, new_mean) = (torch.std_mean(x, _VOXELS, keepdim=True) for x in (image, curved))
+    return (curved - new_mean) / new_sd.clamp_min(1e-6) * sd + mean
+
+
+def _along_axes(image_BMIJK: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    """Each voxel axis multiplied by a matrix ``(B,size,size)`` of each case."""
+    result = image_BMIJK
+    for axis, matrix in enumerate(matrices, start=2):
+        lines = result.movedim(axis, -1)
+        result = (lines.flatten(1, -2) @ matrix.transpose(1, 2)).view(lines.shape).movedim(-1, axis)
+    return result.contiguous()
+
+
+def _blurring(size: int, sd_B: Tensor) -> Tensor:
+    """``(B,size,size)``: the Gaussian around each voxel, to four SDs; faces are held beyond the image."""
+    radius = math.ceil(4 * float(sd_B.max()))
+    steps = torch.arange(-radius, radius + 1, device=sd_B.device)
+    weights = torch.exp(-0.5 * (steps / sd_B[:, None]) ** 2) * (steps.abs() <= torch.round(4 * sd_B)[:, None])
+    weights = weights / weights.sum(1, keepdim=True)
+    rows = torch.arange(size, device=sd_B.device)
+    columns = (rows[:, None] + steps).clamp(0, size - 1)
+    matrix = torch.zeros(len(sd_B), size, size, device=sd_B.device)
+    return matrix.scatter_add_(2, columns.expand(len(sd_B), -1, -1), weights[:, None].expand(-1, size, -1))
+
+
+def _coarsening(size: int, share_B: Tensor) -> Tensor:
+    """``(B,size,size)``: shrunk by nearest voxel to ``share`` of the size and stretched linearly again."""
+    matrices = []
+    for share in share_B.tolist():
+        few = max(1, round(size * share))
+        shrunk = resize(np.eye(size, dtype=np.float32)[None, None], (1, few, size), order=0)
+        matrices.append(torch.from_numpy(resize(shrunk, (1, size, size), order=1)[0, 0]))
+    return torch.stack(matrices).to(share_B.device)
 
 
 def _per_case(probability: float, extent: tuple[float, float], otherwise: float, draws: Iterator[Tensor]) -> Tensor:
