@@ -115,7 +115,11 @@ def collect(cell: Cell, run: RunFolder, seconds: float, source: str) -> dict[str
         source: Which state of the program computed.
     """
     summary, environment = read_json(run.summary), read_json(run.environment)
-    environment.pop("command", None)  # names folders of one machine
+    # What names folders of one machine stays there: the command, and where a block of no hub lies.
+    environment.pop("command", None)
+    identity = summary.get("block")
+    if identity and Path(identity["id"]).is_absolute():
+        identity |= {"id": cell.block}
     parts = {}
     for scores in sorted(run.path.glob("*/**/scores.csv")):
         where = scores.parent.relative_to(run.path).as_posix()
@@ -129,7 +133,7 @@ def collect(cell: Cell, run: RunFolder, seconds: float, source: str) -> dict[str
         "settings": cell.settings(),
         "source": source,
         "environment": environment,
-        "identity": summary.get("block"),
+        "identity": identity,
         "parameters": summary.get("parameters"),
         "cases": summary.get("cases"),
         "steps": summary["steps"],
