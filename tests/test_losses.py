@@ -5,7 +5,7 @@ import torch
 from monai.losses import DiceCELoss, DiceLoss
 from torch import Tensor
 
-from medvisionllama.losses import LossName, segmentation_loss, soft_dice_loss
+from medvisionllama.losses import LabelReading, LossName, segmentation_loss, soft_dice_loss
 
 SIZE = (5, 4, 3)
 NAMES: list[LossName] = ["dice_ce", "ce", "dice_bce", "bce"]
@@ -149,3 +149,89 @@ def test_order_of_voxels_and_of_classes_does_not_matter() -> None:
     torch.testing.assert_close(segmentation_loss(logits.flip(2, 4), label.flip(1, 3), "dice_ce"), loss)
     renamed = torch.tensor([0, 3, 1, 2])[label.long()]
     torch.testing.assert_close(segmentation_loss(logits[:, [0, 2, 3, 1]], renamed, "dice_ce"), loss)
+
+
+REGIONS = LabelReading(regions=((1, 2, 3), (2, 3), (3,)))
+IGNORING = LabelReading(ignored=255)
+
+
+def partly_ignored(name: LossName, reading: LabelReading = IGNORING) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, a label with ignored voxels, and where they are."""
+    logits, label = drawn(name)
+    ignored = torch.rand(label.shape, generator=torch.Generator().manual_seed(9)) < 0.4
+    return logits, torch.where(ignored, 255, label), ignored
+
+
+@pytest.mark.parametrize("reading", [IGNORING, LabelReading(REGIONS.regions, 255)])
+@pytest.mark.parametrize("name", NAMES)
+def test_ignored_voxels_have_no_gradient_and_the_others_have(name: LossName, reading: LabelReading) -> None:
+    if reading.regions and name in ("dice_ce", "ce"):
+        pytest.skip("regions are sigmoid targets")
+    logits, label, ignored = partly_ignored(name)
+    logits.requires_grad_()
+    (gradient,) = torch.autograd.grad(segmentation_loss(logits, label, name, reading), logits)
+    assert (gradient.movedim(1, -1)[ignored] == 0).all()
+    assert (gradient.movedim(1, -1)[~ignored] != 0).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_an_ignored_voxel_holds_does_not_matter(name: LossName) -> None:
+    logits, label, ignored = partly_ignored(name)
+    other = torch.where(ignored[:, None], 7 * torch.randn(logits.shape), logits)
+    torch.testing.assert_close(
+        segmentation_loss(logits, label, name, IGNORING), segmentation_loss(other, label, name, IGNORING)
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_case_cut_to_its_labelled_half_costs_the_same(name: LossName) -> None:
+    logits, label = drawn(name)
+    half = label.clone()
+    half[:, 3:] = 255
+    torch.testing.assert_close(
+        segmentation_loss(logits, half, name, IGNORING), segmentation_loss(logits[:, :, :3], label[:, :3], name)
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_with_nothing_to_ignore_the_loss_is_the_plain_one(name: LossName) -> None:
+    logits, label = drawn(name)
+    torch.testing.assert_close(segmentation_loss(logits, label, name, IGNORING), segmentation_loss(logits, label, name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_case_that_nobody_labelled_costs_nothing(name: LossName) -> None:
+    logits, label = drawn(name)
+    label[:] = 255
+    logits.requires_grad_()
+    loss = segmentation_loss(logits, label, name, IGNORING)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert float(loss.detach()) == 0
+    assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_with_ignored_voxels_too_a_batch_costs_the_mean_of_its_halves(name: LossName) -> None:
+    logits, label, _ = partly_ignored(name)
+    label[0, 1:] = 255
+    halves = [segmentation_loss(logits[half], label[half], name, IGNORING) for half in (slice(0, 2), slice(2, 4))]
+    torch.testing.assert_close(segmentation_loss(logits, label, name, IGNORING), torch.stack(halves).mean())
+
+
+@pytest.mark.parametrize("name", ["dice_bce", "bce"])
+def test_regions_overlap(name: LossName) -> None:
+    logits, label = drawn(name)
+    whole, core, enhancing = (label >= 1), (label >= 2), (label == 3)
+    one_by_one = [
+        segmentation_loss(logits[:, channel : channel + 1], mask.to(torch.uint8), name)
+        for channel, mask in enumerate((whole, core, enhancing))
+    ]
+    loss = segmentation_loss(logits, label, name, REGIONS)
+    torch.testing.assert_close(loss, torch.stack(one_by_one).mean())
+    assert abs(loss - segmentation_loss(logits, label, name)) > 1e-3  # negative control: as classes they differ
+
+
+def test_regions_with_a_softmax_are_refused() -> None:
+    logits, label = drawn("dice_ce")
+    with pytest.raises(ValueError, match="regions overlap"):
+        segmentation_loss(logits, label, "dice_ce", REGIONS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -14,7 +15,26 @@ LossName = Literal["dice_ce", "ce", "dice_bce", "bce"]
 SMOOTH = 1e-5
 
 
-def segmentation_loss(logits_BCIJK: Tensor, label_BIJK: Tensor, name: LossName) -> Tensor:
+@dataclass(frozen=True)
+class LabelReading:
+    """What the numbers of a label map mean to a loss.
+
+    Attributes:
+        regions: For each sigmoid target the class numbers it is made of, which may be in several (nnU-Net's regions);
+            empty where channel ``c`` is class ``c + 1`` alone.
+        ignored: The number of voxels nobody has labelled; they neither cost nor teach anything. None for no such.
+    """
+
+    regions: tuple[tuple[int, ...], ...] = ()
+    ignored: int | None = None
+
+
+EVERY_VOXEL_ITS_CLASS = LabelReading()
+
+
+def segmentation_loss(
+    logits_BCIJK: Tensor, label_BIJK: Tensor, name: LossName, reading: LabelReading = EVERY_VOXEL_ITS_CLASS
+) -> Tensor:
     """One number for a batch.
 
     Args:
@@ -22,20 +42,64 @@ def segmentation_loss(logits_BCIJK: Tensor, label_BIJK: Tensor, name: LossName) 
             ``bce``; channel ``c`` is the target with label ``c + 1``).
         label_BIJK: Whole numbers, 0 for background.
         name: ``ce`` is v1's loss, ``dice_bce`` v2's, ``dice_ce`` ours and nnU-Net's.
+        reading: Which voxels count, and for sigmoid losses which classes make a target.
 
     Returns:
-        A scalar in float32, whatever the precision of the logits.
+        A scalar in float32, whatever the precision of the logits. With an ignored number, entropy is the mean over
+        each case's voxels that count, then over cases; a case without any costs nothing.
+
+    Raises:
+        ValueError: Regions with a softmax loss: they overlap, classes do not.
     """
     logits = logits_BCIJK.float()
+    if reading.regions and name in ("dice_ce", "ce"):
+        raise ValueError(f"the loss {name} compares classes that exclude one another, but regions overlap")
+    if reading.ignored is not None:
+        return _where_labelled(logits, label_BIJK, name, reading, label_BIJK != reading.ignored)
     if name in ("dice_ce", "ce"):
         entropy = cross_entropy(logits, label_BIJK.long())
         if name == "ce":
             return entropy
         target = _masks(label_BIJK, logits.shape[1] - 1)
         return entropy + soft_dice_loss(torch.softmax(logits, 1)[:, 1:], target)
-    target = _masks(label_BIJK, logits.shape[1])
+    target = _targets(label_BIJK, logits.shape[1], reading)
     entropy = binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
     return entropy if name == "bce" else entropy + soft_dice_loss(torch.sigmoid(logits), target)
+
+
+def _where_labelled(
+    logits: Tensor, label_BIJK: Tensor, name: LossName, reading: LabelReading, counts_BIJK: Tensor
+) -> Tensor:
+    """The same over the voxels that count."""
+    softmax = name in ("dice_ce", "ce")
+    known = torch.where(counts_BIJK, label_BIJK, 0)
+    if softmax:
+        entropy_BIJK = cross_entropy(logits, known.long(), reduction="none")
+        probability, target = torch.softmax(logits, 1)[:, 1:], _masks(known, logits.shape[1] - 1)
+    else:
+        target = _targets(known, logits.shape[1], reading)
+        entropy_BIJK = binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none").mean(1)
+        probability = torch.sigmoid(logits)
+    voxels = (1, 2, 3)
+    counted = counts_BIJK.sum(voxels).clamp_min(1)
+    entropy = ((entropy_BIJK * counts_BIJK).sum(voxels) / counted).mean()
+    if name in ("ce", "bce"):
+        return entropy
+    return entropy + soft_dice_loss(probability * counts_BIJK[:, None], target & counts_BIJK[:, None])
+
+
+def _targets(label_BIJK: Tensor, channels: int, reading: LabelReading) -> Tensor:
+    """``(B,channels,I,J,K)``: the mask of each sigmoid target."""
+    if not reading.regions:
+        return _masks(label_BIJK, channels)
+    return torch.stack([_any_of(label_BIJK, region) for region in reading.regions], dim=1)
+
+
+def _any_of(label_BIJK: Tensor, classes: tuple[int, ...]) -> Tensor:
+    inside = label_BIJK == classes[0]
+    for number in classes[1:]:
+        inside |= label_BIJK == number
+    return inside
 
 
 def _masks(label_BIJK: Tensor, classes: int) -> Tensor:

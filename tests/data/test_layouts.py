@@ -9,6 +9,7 @@ import pytest
 
 from medvisionllama.data.check import check_task
 from medvisionllama.data.decathlon import Case, Task, read_task
+from medvisionllama.data.mirroring import Mirroring
 from medvisionllama.data.nifti import read_volume, write_volume
 from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
 from medvisionllama.errors import InputError
@@ -121,8 +122,12 @@ def test_channels_on_different_grids_are_told(nnunet: Path) -> None:
     ("change", "said"),
     [
         ({"file_ending": ".nrrd"}, "files that are not read"),
-        ({"labels": {"background": 0, "whole": [1, 2]}}, "regions"),
-        ({"labels": {"background": 0, "a": 1, "ignore": 2}}, "ignored"),
+        ({"labels": {"background": 0, "whole": [1, 2]}}, "regions_class_order"),
+        ({"labels": {"background": 0, "whole": [1, 2]}, "regions_class_order": [3]}, "regions_class_order"),
+        ({"labels": {"background": 0, "whole": [1, 0]}, "regions_class_order": [1]}, "positive"),
+        ({"labels": {"background": 0, "a": 1, "ignore": 1}}, "ignore"),
+        ({"labels": {"background": 0, "a": 1, "b": 2}, "mirror_swaps": [[1, 3]]}, "mirror_swaps"),
+        ({"labels": {"background": 0, "a": 1, "b": 2}, "mirror_swaps": [1, 2]}, "mirror_swaps"),
     ],
 )
 def test_what_is_not_read_of_nnu_net_is_refused(nnunet: Path, change: dict[str, object], said: str) -> None:
@@ -130,6 +135,20 @@ def test_what_is_not_read_of_nnu_net_is_refused(nnunet: Path, change: dict[str, 
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(InputError, match=said):
         read_task(nnunet)
+
+
+BRATS = {"background": 0, "whole tumour": [1, 2, 3], "core": [2, 3], "enhancing": 3, "ignore": 4}
+
+
+def test_regions_and_the_ignore_label_are_read(nnunet: Path) -> None:
+    path = nnunet / "dataset.json"
+    changes = {"labels": BRATS, "regions_class_order": [1, 2, 3], "mirror_swaps": [[1, 2]]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    task = read_task(nnunet)
+    assert dict(task.regions) == {"whole tumour": (1, 2, 3), "core": (2, 3), "enhancing": (3,)}
+    assert (task.region_values, task.ignored) == ((1, 2, 3), 4)
+    assert dict(task.classes) == {1: "label 1", 2: "label 2", 3: "enhancing"}
+    assert task.mirroring == Mirroring(swaps=((1, 2),))
 
 
 @pytest.mark.parametrize("layout", ["nnunet", "plain"])

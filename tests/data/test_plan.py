@@ -10,20 +10,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medvisionllama.data.decathlon import Case, Task, read_task
+from medvisionllama.data.mirroring import Mirroring
 from medvisionllama.data.nifti import write_label_map, write_volume
 from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
 from medvisionllama.data.plan import (
+    EVEN_STRIDES,
     FOREGROUND_SAMPLES_PER_CASE,
+    IGNORED,
+    MOST_TOKENS,
     MOST_WINDOW_VOXELS,
     IntensityRule,
     Plan,
+    _strides,
     _window,
     make_plan,
     read_plan,
+    reduction,
     write_plan,
 )
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import Shape, Volume
+from medvisionllama.losses import LabelReading
 
 RNG = np.random.default_rng(0)
 CT = "CT"
@@ -71,7 +78,9 @@ def test_median_spacing_and_size_by_hand(tmp_path: Path) -> None:
     assert plan.spacing_mm == (2.0, 1.0, 3.0)
     # Extents 10x20x60, 24x20x120 and 30x22x48 mm: 5x20x20, 12x20x40 and 15x22x16 voxels of 2x1x3 mm.
     assert plan.median_shape == (12, 20, 20)
-    assert plan.window == (16, 24, 24)
+    # J is halved first, until its voxels are as long as the others': 2x2x3, 4x4x6, 8x8x12 mm.
+    assert plan.stem_strides == ((1, 2, 1), (2, 2, 2), (2, 2, 2))
+    assert plan.window == (12, 24, 20)
     assert (plan.training_cases, plan.in_channels, plan.out_channels) == (3, 1, 3)
     assert plan.targets == {"a": (1,), "b": (2,)}
 
@@ -105,7 +114,7 @@ def test_only_the_training_part_is_looked_at(phantom: Task, tmp_path: Path) -> N
 
 @given(st.lists(st.integers(1, 700), min_size=3, max_size=3))
 def test_windows_are_multiples_of_8_that_can_be_borne(median: list[int]) -> None:
-    window = _window(tuple(median))  # type: ignore[arg-type]
+    window = _window(tuple(median), (8, 8, 8))  # type: ignore[arg-type]
     assert all(size % 8 == 0 and size >= 8 for size in window)
     assert np.prod(window) <= MOST_WINDOW_VOXELS
     rounded = [-(-size // 8) * 8 for size in median]
@@ -200,7 +209,14 @@ def test_progress_sees_every_case_once(phantom: Task) -> None:
 def test_a_plan_comes_back_from_its_file(phantom: Task, tmp_path: Path, protocol: Any) -> None:
     plan = make_plan(phantom, phantom.cases, protocol=protocol, grid=16)
     plan = replace(
-        plan, classes={1: "Größe", 7: "大", 10: "c"}, intensity=(IntensityRule("clip-zscore", 0.1, 1 / 3, 2, 3),)
+        plan,
+        classes={1: "Größe", 7: "大", 10: "c"},
+        intensity=(IntensityRule("clip-zscore", 0.1, 1 / 3, 2, 3),),
+        stem_strides=((1, 2, 1), (2, 2, 2)),
+        regions={"whole": (1, 7, 10), "core": (7,)},
+        region_values=(1, 7),
+        ignored=4,
+        mirroring=Mirroring((0, 2), ((1, 10),)),
     )
     write_plan(plan, tmp_path / "plan.json")
     back = read_plan(tmp_path / "plan.json")
@@ -230,6 +246,11 @@ def test_a_plan_of_another_version_is_refused(phantom: Task, tmp_path: Path) -> 
         ({"intensity": [{"kind": "minmax"}]}, "got minmax"),
         ({"protocol": "other"}, "got other"),
         ({"classes": {str(n): str(n) for n in range(1, 300)}}, "too many classes"),
+        ({"classes": {str(n): str(n) for n in range(1, 256)}, "ignored": 900}, "got 255, expected 254 at most"),
+        ({"regions": {"whole": [1, 99]}, "region_values": [1]}, "not made of its classes"),
+        ({"regions": {"whole": [1, 2]}, "region_values": []}, "not made of its classes"),
+        ({"mirroring": {"axes": [3], "swaps": []}}, "axes to mirror"),
+        ({"mirroring": {"axes": [0]}}, "lacks 'swaps'"),
     ],
 )
 def test_what_is_no_plan_is_refused_in_words(phantom: Task, tmp_path: Path, change: dict[str, Any], told: str) -> None:
@@ -239,9 +260,19 @@ def test_what_is_no_plan_is_refused_in_words(phantom: Task, tmp_path: Path, chan
         read_plan(tmp_path / "plan.json")
 
 
+LATER = {"stem_strides", "regions", "region_values", "ignored", "mirroring"}
+
+
+def test_a_plan_from_before_regions_and_sides_is_still_read(phantom: Task, tmp_path: Path) -> None:
+    plan = make_plan(phantom, phantom.cases)
+    older = {key: value for key, value in plan.to_dict().items() if key not in LATER}
+    (tmp_path / "plan.json").write_text(json.dumps(older))
+    assert read_plan(tmp_path / "plan.json") == plan
+
+
 def test_a_plan_that_lacks_something_is_refused(phantom: Task, tmp_path: Path) -> None:
     content = make_plan(phantom, phantom.cases).to_dict()
-    for key in content.keys() - {"format"}:
+    for key in content.keys() - {"format"} - LATER:
         (tmp_path / "plan.json").write_text(json.dumps({k: v for k, v in content.items() if k != key}))
         with pytest.raises(InputError, match=f"lacks '{key}'"):
             read_plan(tmp_path / "plan.json")
@@ -281,3 +312,64 @@ def test_a_flat_case_can_be_planned(tmp_path: Path, shape: Shape) -> None:
     plan = planned(tmp_path, [written_case(tmp_path, "flat", np.zeros(shape))])
     assert plan.median_shape == shape
     assert plan.window == tuple(8 if size <= 8 else 16 for size in shape)
+
+
+def thin(folder: Path, *millimetres: float, slices: int = 11) -> Plan:
+    """Planned from flat cases: 0.5 mm in the plane, and each of the lengths across."""
+    shape = (64, 64, slices)
+    cases = [
+        written_case(folder, f"case_{n}", np.zeros(shape), spacing_mm=(0.5, 0.5, mm))
+        for n, mm in enumerate(millimetres)
+    ]
+    return planned(folder, cases)
+
+
+def test_a_thin_axis_keeps_the_finest_tenths_spacing(tmp_path: Path) -> None:
+    # Percentile 10 of 3, 7, 7.5, 8, 9 lies 0.4 of the way from the first to the second.
+    assert thin(tmp_path, 7.5, 3.0, 8.0, 7.0, 9.0).spacing_mm == (0.5, 0.5, pytest.approx(3 + 0.4 * 4))
+
+
+def test_but_no_finer_than_the_plane(tmp_path: Path) -> None:
+    assert thin(tmp_path, 7.5, 0.1, 0.1, 7.5, 7.5).spacing_mm == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(("millimetres", "slices"), [((1.4, 1.5, 1.3), 11), ((7.5, 3.0, 8.0), 22)])
+def test_an_axis_that_is_not_both_coarse_and_short_keeps_the_median(
+    tmp_path: Path, millimetres: tuple[float, ...], slices: int
+) -> None:
+    assert thin(tmp_path, *millimetres, slices=slices).spacing_mm == (0.5, 0.5, pytest.approx(np.median(millimetres)))
+
+
+def test_a_thin_axis_is_not_pooled_away(tmp_path: Path) -> None:
+    plan = thin(tmp_path, 7.5)
+    assert plan.stem_strides == ((2, 2, 1),) * 3
+    assert (plan.patch_size, plan.window) == ((8, 8, 1), (64, 64, 11))
+    even = planned(tmp_path, [written_case(tmp_path, "even", np.zeros((8, 8, 8)))])
+    assert (even.stem_strides, even.patch_size) == (EVEN_STRIDES, (8, 8, 8))
+
+
+@given(st.lists(st.floats(0.2, 12), min_size=3, max_size=3), st.lists(st.integers(1, 700), min_size=3, max_size=3))
+def test_windows_are_whole_patches_and_tokens_are_bounded(spacing: list[float], median: list[int]) -> None:
+    patch = reduction(_strides(tuple(spacing)))  # type: ignore[arg-type]
+    window = _window(tuple(median), patch)  # type: ignore[arg-type]
+    assert all(edge % size == 0 and edge >= size for edge, size in zip(window, patch, strict=True))
+    assert np.prod(window) <= min(MOST_WINDOW_VOXELS, MOST_TOKENS * np.prod(patch))
+    lengths = np.array(spacing) * patch
+    assert lengths.max() / lengths.min() <= max(2, max(spacing) / min(spacing))
+
+
+def test_sides_and_regions_come_from_the_task(tmp_path: Path) -> None:
+    case = written_case(tmp_path, "case", np.zeros((8, 8, 8)))
+    task = replace(task_of(tmp_path, [case]), classes={1: "left lung", 4: "heart", 9: "right lung"}, ignored=10)
+    plan = make_plan(task, [case])
+    assert plan.mirroring == Mirroring(swaps=((1, 9),))
+    assert plan.numbered_mirroring == Mirroring(swaps=((1, 3),))
+    assert make_plan(task, [case], protocol="paper", grid=8).numbered_mirroring == Mirroring()
+    asked = replace(task, mirroring=Mirroring(), regions={"lungs": (1, 9), "all": (1, 4, 9)}, region_values=(1, 4))
+    plan = make_plan(asked, [case])
+    assert (plan.mirroring, plan.out_channels, plan.softmax) == (Mirroring(), 2, False)
+    assert plan.targets == {"lungs": (1, 9), "all": (1, 4, 9)}
+    assert plan.reading == LabelReading(((1, 3), (1, 2, 3)), IGNORED)
+    paper = make_plan(asked, [case], protocol="paper", grid=8)
+    assert (paper.out_channels, paper.reading) == (1, LabelReading((), IGNORED))
+    assert paper.targets == {"foreground": (1, 4, 9)}

@@ -17,7 +17,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from medvisionllama.data.mirroring import Mirroring
+from medvisionllama.data.mirroring import ANY_MIRRORING, Mirroring
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import resize
 
@@ -108,7 +108,6 @@ def nnunet_augmentation() -> AugmentConfig:
     )
 
 
-ANY_MIRRORING = Mirroring()  # of all axes, and no class has a side
 # Uniform numbers drawn for each case, whether used or not, so that one setting never shifts another's draws.
 DRAWS = 17
 # The same for what came later, from a generator of its own, so that recorded trainings can still be repeated.

@@ -129,7 +129,8 @@ class _Check:
         if grid is not None:
             self._compare(case, path, volume.grid, grid)
         values, counts = np.unique(volume.array, return_counts=True)
-        unnamed = [int(value) for value in values if value != 0 and int(value) not in self.task.classes]
+        known = {0, self.task.ignored, *self.task.classes}
+        unnamed = [int(value) for value in values if int(value) not in known]
         if unnamed:
             fault = f"has the values {some(map(str, unnamed))}, which dataset.json does not name"
             self._tell(case, path, fault, 'Name them under "labels", or set them to 0.')

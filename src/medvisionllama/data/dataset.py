@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from medvisionllama.data.decathlon import Case
+from medvisionllama.data.mirroring import ANY_MIRRORING, Mirroring
 from medvisionllama.data.nifti import read_grid
 from medvisionllama.data.plan import Plan
 from medvisionllama.data.preprocess import label_to_model_grid, to_model_grid
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import Array, Shape, ras_grid
+from medvisionllama.losses import EVERY_VOXEL_ITS_CLASS, LabelReading
 from medvisionllama.run_folder import to_json
 from medvisionllama.whole_file import whole_file
 
@@ -36,8 +38,8 @@ class PreparedCase:
     Attributes:
         name: The case's.
         image: ``(M,I,J,K)`` float32.
-        label: ``(I,J,K)`` uint8 of output channels.
-        places: ``(n,4)``: output channel and voxel of some foreground voxels, up to an equal share for each class.
+        label: ``(I,J,K)`` uint8 of class numbers (``Plan.number_of``), and ``IGNORED``.
+        places: ``(n,4)``: class number and voxel of some foreground voxels, up to an equal share for each class.
         spacing_mm: Of its voxels along I, J, K.
     """
 
@@ -108,7 +110,7 @@ def _prepare_case(case: Case, plan: Plan, folder: Path) -> dict[str, Path]:
         "image": to_model_grid(image, plan, str(case.image)),
         "label": label_to_model_grid(label, plan, str(case.label)),
     }
-    prepared["places"] = _foreground_places(prepared["label"])
+    prepared["places"] = _foreground_places(prepared["label"], plan.reading.ignored)
     for kind, path in paths.items():
         _save(prepared[kind], path)
     return paths
@@ -126,8 +128,8 @@ def _key(case: Case, plan: Plan) -> str:
     return digest.hexdigest()
 
 
-def _foreground_places(label_IJK: Array) -> Array:
-    classes = [int(value) for value in np.unique(label_IJK) if value]
+def _foreground_places(label_IJK: Array, ignored: int | None = None) -> Array:
+    classes = [int(value) for value in np.unique(label_IJK) if value not in (0, ignored)]
     # Drawn: every n-th voxel of a straight-edged structure might all lie in one plane.
     draw = np.random.default_rng(0)
     places = []
@@ -170,6 +172,8 @@ class BatchSource:
         batch_size: ``B``.
         foreground_share: How often a patch is centred on a foreground voxel of a class drawn evenly.
         seed: Of all draws.
+        reading: What a loss is told of the labels.
+        mirroring: What augmentation is told of sides.
 
     Raises:
         InputError: The seed is negative.
@@ -180,6 +184,8 @@ class BatchSource:
     batch_size: int
     foreground_share: float
     seed: int
+    reading: LabelReading = EVERY_VOXEL_ITS_CLASS
+    mirroring: Mirroring = ANY_MIRRORING
 
     def __post_init__(self) -> None:
         if self.seed < 0:

@@ -15,10 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from medvisionllama.data.labels import misread, read_labels, whole_number
 from medvisionllama.data.nifti import case_name
 from medvisionllama.data.nnunet_raw import is_nnunet_raw, nnunet_cases, nnunet_unlabelled
 from medvisionllama.data.plain_folders import folders_of, read_plain_folders
-from medvisionllama.data.task import BACKGROUND, DESCRIPTION, Case, Task
+from medvisionllama.data.task import DESCRIPTION, Case, Task
 from medvisionllama.errors import InputError
 
 __all__ = ["DESCRIPTION", "Case", "Task", "parse_task", "read_description", "read_task"]
@@ -66,7 +67,19 @@ def parse_task(folder: Path | str) -> Task:
         cases = _cases(folder, description, "training")
         unlabelled = tuple(replace(case, label=None) for case in _cases(folder, description, "test"))
     name = str(description.get("name") or folder.resolve().name)
-    return Task(name, folder, modalities, _classes(folder, description), cases, unlabelled)
+    labels = read_labels(folder, description)
+    return Task(
+        name,
+        folder,
+        modalities,
+        labels.classes,
+        cases,
+        unlabelled,
+        labels.regions,
+        labels.region_values,
+        labels.ignored,
+        labels.mirroring,
+    )
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -90,7 +103,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path} is not JSON", got=str(error), mend="Restore the file or mend that place.") from error
     if not isinstance(description, dict):
-        raise _misread(path, "one JSON object", description)
+        raise misread(path, "one JSON object", description)
     return description
 
 
@@ -100,36 +113,18 @@ def _modalities(folder: Path, description: Mapping[str, Any]) -> tuple[str, ...]
     if isinstance(named, list):
         named = dict(enumerate(named))
     if not isinstance(named, dict) or not named:
-        raise _misread(path, '"modality", such as {"0": "MRI"}', named)
-    numbers = {_whole(path, number): str(name) for number, name in named.items()}
+        raise misread(path, '"modality", such as {"0": "MRI"}', named)
+    numbers = {whole_number(path, number): str(name) for number, name in named.items()}
     if sorted(numbers) != list(range(len(numbers))):
-        raise _misread(path, "modalities numbered from 0 without a gap", sorted(numbers))
+        raise misread(path, "modalities numbered from 0 without a gap", sorted(numbers))
     return tuple(numbers[number] for number in sorted(numbers))
-
-
-def _classes(folder: Path, description: Mapping[str, Any]) -> dict[int, str]:
-    path = folder / DESCRIPTION
-    labels = description.get("labels")
-    if not isinstance(labels, dict):
-        raise _misread(path, '"labels", such as {"0": "background", "1": "liver"}', labels)
-    if any(isinstance(value, list) for value in labels.values()):
-        raise _misread(path, "one number per class; overlapping regions are no classes", labels)
-    if "ignore" in labels:
-        raise _misread(path, "classes only; voxels to be ignored are not supported", labels)
-    by_name = bool(labels) and all(isinstance(value, int) for value in labels.values())
-    pairs = [(value, name) if by_name else (name, value) for name, value in labels.items()]
-    foreground = [(value, str(name)) for value, name in ((_whole(path, v), n) for v, n in pairs) if value != BACKGROUND]
-    classes = dict(foreground)
-    if len(set(classes.values())) < len(foreground) or min(classes, default=1) < 0:
-        raise _misread(path, "a name and a positive number of its own for every class", labels)
-    return dict(sorted(classes.items()))
 
 
 def _cases(folder: Path, description: Mapping[str, Any], part: str) -> tuple[Case, ...]:
     path = folder / DESCRIPTION
     entries = description.get(part, [])
     if not isinstance(entries, list):
-        raise _misread(path, f'"{part}" to be a list', entries)
+        raise misread(path, f'"{part}" to be a list', entries)
     cases = (_case(folder, entry) for entry in entries)
     # macOS leaves ._ companions beside every file it packs; the Decathlon's archives hold them.
     return tuple(case for case in cases if not case.image.name.startswith("._"))
@@ -139,21 +134,8 @@ def _case(folder: Path, entry: object) -> Case:
     image, label = (entry.get("image"), entry.get("label")) if isinstance(entry, dict) else (entry, None)
     if not isinstance(image, str) or not isinstance(label, str | None) or not image or label == "":
         expected = '{"image": "./imagesTr/NAME.nii.gz", "label": "./labelsTr/NAME.nii.gz"} for every case'
-        raise _misread(folder / DESCRIPTION, expected, entry)
+        raise misread(folder / DESCRIPTION, expected, entry)
     return Case(case_name(image), folder / image, None if label is None else folder / label)
-
-
-def _whole(path: Path, number: object) -> int:
-    try:
-        return int(str(number))
-    except ValueError as error:
-        raise _misread(path, "whole numbers for classes and modalities", number) from error
-
-
-def _misread(path: Path, expected: str, got: object) -> InputError:
-    text = "nothing" if got is None else json.dumps(got, ensure_ascii=False)
-    text = text if len(text) <= 80 else text[:77] + "..."
-    return InputError(f"{path} is not as the Decathlon has it", got=text, expected=expected, mend=f"Correct {path}.")
 
 
 def _some(names: list[str]) -> str:

@@ -39,6 +39,9 @@ class Mirroring:
             raise InputError("classes that change sides", got=str(self.swaps), expected="each in one pair")
 
 
+ANY_MIRRORING = Mirroring()  # of all axes, and no class has a side
+
+
 def mirroring_of(classes: Mapping[int, str]) -> Mirroring:
     """What the classes' names say of sides: ``kidney_left`` and ``kidney_right`` change places, as do ``l`` and ``r``.
 

@@ -6,7 +6,7 @@ Made from the training part alone. Axes: ``M`` modalities, ``C`` output channels
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvisionllama.data.decathlon import Case, Task
+from medvisionllama.data.mirroring import Mirroring, mirroring_of
 from medvisionllama.data.nifti import read_grid
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import Grid, Shape, ras_grid
+from medvisionllama.losses import LabelReading
 from medvisionllama.run_folder import FORMAT_VERSION, read_json, write_json
 
 Protocol = Literal["native", "paper"]
@@ -24,12 +26,23 @@ IntensityKind = Literal["zscore", "body-zscore", "clip-zscore"]
 
 # A token stands for 8 voxels an axis, so windows are multiples of 8.
 PATCH_MULTIPLE = 8
+Strides = tuple[Shape, ...]
+EVEN_STRIDES: Strides = ((2, 2, 2), (2, 2, 2), (2, 2, 2))
+# nnU-Net's: an axis is thin where its voxels are more than 3 times as long as the others', and its size less than a
+# third of theirs; it is then given its finest tenth's spacing, since the median would throw slices away.
+THIN = 3
+THIN_AXIS_PERCENTILE = 10
+# nnU-Net's: an axis is not halved while its voxels are twice as long as the shortest axis's, or longer.
+MOST_UNEVEN_TO_HALVE = 2
+# As many as the papers' 128^3 at patch 8; only windows whose thin axis is spared could exceed it.
+MOST_TOKENS = 4096
 # Largest window of the native protocol: what a step of four cases on a CPU can bear.
 MOST_WINDOW_VOXELS = 96**3
 PERCENTILES = (0.5, 99.5)
 FOREGROUND_SAMPLES_PER_CASE = 10_000
-# What uint8 holds beside background: prepared label maps are stored so.
+# What uint8 holds beside background: prepared label maps are stored so, and the last number is for ignored voxels.
 MOST_CLASSES = 255
+IGNORED = 255
 
 
 @dataclass(frozen=True)
@@ -76,9 +89,17 @@ class Plan:
         classes: Label value to name, background left out, in the order of the output channels.
         training_cases: How many cases the plan was made from.
         median_shape: Their median size in voxels at ``spacing_mm`` (native) or as stored (paper).
+        stem_strides: How a network's stem should go down, so that a thin axis is not pooled away; their product is
+            what a token stands for.
+        regions: Name to label values of overlapping sigmoid targets, in the order of the output channels; empty where
+            the classes themselves are what is told apart.
+        region_values: The label value written for each region, a later region's over an earlier one's.
+        ignored: The label value of voxels nobody has labelled: not trained on, not scored.
+        mirroring: Which axes may be mirrored, and which label values change places then.
 
     Raises:
-        InputError: There is no such protocol, or there are more classes than a prepared label map can hold.
+        InputError: There is no such protocol, there are more classes than a prepared label map can hold, or regions
+            are made of other values than the classes'.
     """
 
     protocol: Protocol
@@ -89,16 +110,29 @@ class Plan:
     classes: Mapping[int, str]
     training_cases: int
     median_shape: Shape
+    stem_strides: Strides = EVEN_STRIDES
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    region_values: tuple[int, ...] = ()
+    ignored: int | None = None
+    mirroring: Mirroring = field(default_factory=Mirroring)
 
     def __post_init__(self) -> None:
         if self.protocol not in get_args(Protocol):
             raise InputError("a plan's protocol", got=str(self.protocol), expected=" or ".join(get_args(Protocol)))
-        if not self.merged and len(self.classes) > MOST_CLASSES:
+        most = MOST_CLASSES if self.ignored is None else IGNORED - 1
+        if not self.merged and len(self.classes) > most:
             raise InputError(
                 f"{self.task} has too many classes",
                 got=str(len(self.classes)),
-                expected=f"{MOST_CLASSES} at most",
+                expected=f"{most} at most",
                 mend="Merge classes, or leave some out of dataset.json and the label maps.",
+            )
+        values = {value for region in self.regions.values() for value in region} | set(self.region_values)
+        if not values <= set(self.classes) or len(self.region_values) != len(self.regions):
+            raise InputError(
+                f"{self.task} has regions that are not made of its classes",
+                got=f"{dict(self.regions)}, written as {self.region_values}",
+                expected=f"of {', '.join(map(str, self.classes))}, one value to write for each",
             )
 
     @property
@@ -112,16 +146,51 @@ class Plan:
         return self.protocol == "paper"
 
     @property
+    def softmax(self) -> bool:
+        """Whether the output channels are classes that exclude one another, background first; else sigmoid targets."""
+        return not (self.merged or self.regions)
+
+    @property
     def out_channels(self) -> int:
-        """``C``: classes with background (softmax), or 1 (sigmoid) where the classes are merged."""
-        return 1 if self.merged else len(self.classes) + 1
+        """``C``: classes with background (softmax), or one for each sigmoid target: regions, or the merged classes."""
+        if self.merged:
+            return 1
+        return len(self.regions) or len(self.classes) + 1
 
     @property
     def targets(self) -> dict[str, tuple[int, ...]]:
-        """What is scored: each class by its name and label value, or all of them as ``foreground``."""
+        """What is scored, by name and label values: each region or class, or all classes as ``foreground``."""
         if self.merged:
             return {"foreground": tuple(self.classes)}
-        return {name: (value,) for value, name in self.classes.items()}
+        return dict(self.regions) or {name: (value,) for value, name in self.classes.items()}
+
+    @property
+    def numbered_targets(self) -> dict[str, tuple[int, ...]]:
+        """:attr:`targets` by the numbers that prepared label maps hold (:meth:`number_of`)."""
+        return {name: tuple(sorted({self.number_of(v) for v in values})) for name, values in self.targets.items()}
+
+    def number_of(self, value: int) -> int:
+        """What a class's label value is in prepared label maps: 1, 2, ... in order, or 1 where classes are merged."""
+        return 1 if self.merged else 1 + list(self.classes).index(value)
+
+    @property
+    def reading(self) -> LabelReading:
+        """What a loss is told of prepared label maps."""
+        regions = tuple(self.numbered_targets.values()) if self.regions and not self.merged else ()
+        return LabelReading(regions, None if self.ignored is None else IGNORED)
+
+    @property
+    def numbered_mirroring(self) -> Mirroring:
+        """:attr:`mirroring` by the numbers that prepared label maps hold; merged classes have no sides."""
+        if self.merged:
+            return Mirroring()
+        swaps = tuple((self.number_of(one), self.number_of(other)) for one, other in self.mirroring.swaps)
+        return Mirroring(self.mirroring.axes, swaps)
+
+    @property
+    def patch_size(self) -> Shape:
+        """Voxels that a token should stand for."""
+        return reduction(self.stem_strides)
 
     def to_dict(self) -> dict[str, Any]:
         """The form of ``plan.json``."""
@@ -154,6 +223,7 @@ class Plan:
                 classes={int(value): name for value, name in content["classes"].items()},
                 training_cases=content["training_cases"],
                 median_shape=_shape(content["median_shape"]),
+                **_later(content),
             )
         except InputError:
             raise
@@ -211,23 +281,79 @@ def make_plan(
     for case in progress(cases):
         grids.append(_planned_grid(task, case))
         if protocol == "native" and any(task.ct_channels):
-            foreground.append(_foreground_sample(case))
+            foreground.append(_foreground_sample(case, task.ignored))
     spacing, shapes = None, np.array([g.shape for g in grids])
     if protocol == "native":
         middle = np.median([g.spacing_mm for g in grids], axis=0)
+        middle = _thin_axis_spared(np.array([g.spacing_mm for g in grids]), middle, np.median(shapes, axis=0))
         spacing = (float(middle[0]), float(middle[1]), float(middle[2]))
         shapes = np.array([g.with_spacing(spacing).shape for g in grids])
     median = _shape(np.round(np.median(shapes, axis=0)))
+    strides = EVEN_STRIDES if spacing is None else _strides(spacing)
     return Plan(
         protocol=protocol,
         task=task.name,
-        window=(grid, grid, grid) if protocol == "paper" else _window(median),
+        window=(grid, grid, grid) if protocol == "paper" else _window(median, reduction(strides)),
         spacing_mm=spacing,
         intensity=_intensity_rules(task, protocol, foreground),
         classes=dict(task.classes),
         training_cases=len(cases),
         median_shape=median,
+        stem_strides=strides,
+        regions=dict(task.regions),
+        region_values=task.region_values,
+        ignored=task.ignored,
+        mirroring=task.mirroring or mirroring_of(task.classes),
     )
+
+
+def reduction(strides: Strides) -> Shape:
+    """By how much strides make an image smaller, axis by axis."""
+    return _shape(np.prod(strides, axis=0))
+
+
+def _thin_axis_spared(
+    spacings_mm: NDArray[np.float64], median_mm: NDArray[np.float64], median_shape: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The spacing to resample to: the median, but where one axis is thin its finest tenth's (nnU-Net's rule).
+
+    Never finer than the coarser of the other two axes.
+    """
+    thin = int(median_mm.argmax())
+    others = [axis for axis in range(3) if axis != thin]
+    coarsest = median_mm[others].max()
+    if not (median_mm[thin] > THIN * coarsest and median_shape[thin] * THIN < median_shape[others].min()):
+        return median_mm
+    spared = median_mm.copy()
+    spared[thin] = max(coarsest, np.percentile(spacings_mm[:, thin], THIN_AXIS_PERCENTILE))
+    return spared
+
+
+def _strides(spacing_mm: tuple[float, float, float]) -> Strides:
+    """Three halvings, each sparing the axes along which voxels are already as long as two of the shortest."""
+    lengths, strides = np.array(spacing_mm), []
+    for _ in EVEN_STRIDES:
+        halved = lengths < MOST_UNEVEN_TO_HALVE * lengths.min()
+        strides.append(_shape(np.where(halved, 2, 1)))
+        lengths = lengths * strides[-1]
+    return tuple(strides)
+
+
+def _later(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What plans written before regions and sides were known do not hold: they have Plan's defaults."""
+    found: dict[str, Any] = {}
+    if "stem_strides" in content:
+        found["stem_strides"] = tuple(_shape(stage) for stage in content["stem_strides"])
+    if "regions" in content:
+        found["regions"] = {name: tuple(int(v) for v in values) for name, values in content["regions"].items()}
+        found["region_values"] = tuple(int(value) for value in content["region_values"])
+    if content.get("ignored") is not None:
+        found["ignored"] = int(content["ignored"])
+    if "mirroring" in content:
+        axes, swaps = content["mirroring"]["axes"], content["mirroring"]["swaps"]
+        pairs = tuple((int(one), int(other)) for one, other in swaps)
+        found["mirroring"] = Mirroring(tuple(int(axis) for axis in axes), pairs)
+    return found
 
 
 def _planned_grid(task: Task, case: Case) -> Grid:
@@ -244,12 +370,23 @@ def _planned_grid(task: Task, case: Case) -> Grid:
     return ras_grid(headers[0][0])
 
 
-def _window(median: Shape) -> Shape:
-    """The median size rounded up to multiples of 8, then shrunk along its longest axis until it can be borne."""
-    window = [-(-size // PATCH_MULTIPLE) * PATCH_MULTIPLE for size in median]
-    while window[0] * window[1] * window[2] > MOST_WINDOW_VOXELS:
-        window[window.index(max(window))] -= PATCH_MULTIPLE
-    return _shape(window)
+def _window(median: Shape, patch: Shape) -> Shape:
+    """The median size rounded up to whole patches, then shrunk along its longest axis until it can be borne."""
+    window = whole_patches(median, patch)
+    while np.prod(window) > MOST_WINDOW_VOXELS or np.prod(window) > MOST_TOKENS * np.prod(patch):
+        window = shrunk(window, patch)
+    return window
+
+
+def whole_patches(size: Shape, patch: Shape) -> Shape:
+    """The next larger size of whole patches."""
+    return _shape(-(-edge // p) * p for edge, p in zip(size, patch, strict=True))
+
+
+def shrunk(window: Shape, patch: Shape) -> Shape:
+    """One patch less along the longest axis that has two or more."""
+    longest = max((edge, -axis) for axis, edge in enumerate(window) if edge > patch[axis])
+    return _shape(edge - patch[axis] if axis == -longest[1] else edge for axis, edge in enumerate(window))
 
 
 def _intensity_rules(
@@ -277,10 +414,10 @@ def _intensity_rules(
     return tuple(rules)
 
 
-def _foreground_sample(case: Case) -> NDArray[np.float32]:
+def _foreground_sample(case: Case, ignored: int | None) -> NDArray[np.float32]:
     """``(M,n)`` intensities at foreground voxels, evenly thinned to a bounded number so that no case outweighs."""
     image, label = case.read_pair()
-    inside = np.flatnonzero(label.array)
+    inside = np.flatnonzero((label.array != 0) & (label.array != (0 if ignored is None else ignored)))
     inside = inside[:: max(1, -(-len(inside) // FOREGROUND_SAMPLES_PER_CASE))]
     sample: NDArray[np.float32] = image.array.reshape(-1, label.array.size)[:, inside]
     if not np.isfinite(sample).all():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from medvisionllama.data.plan import IntensityRule, Plan
+from medvisionllama.data.plan import IGNORED, IntensityRule, Plan
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import Array, Grid, Shape, Volume, onto_axes_of, ras_grid, resize, to_ras
 
@@ -37,13 +37,15 @@ def to_model_grid(image: Volume, plan: Plan, name: str = "the image") -> Array:
 
 
 def label_to_model_grid(label: Volume, plan: Plan, name: str = "the label map") -> Array:
-    """The same way for a label map, by nearest voxel: ``(I,J,K)`` uint8 of output channels, 0 for background.
+    """The same way for a label map, by nearest voxel: ``(I,J,K)`` uint8, classes numbered by ``Plan.number_of``.
+
+    0 is background, ``IGNORED`` what nobody has labelled.
 
     Raises:
         InputError: It holds a value that is not among the plan's classes.
     """
     ras = to_ras(label)
-    values = list(plan.classes)
+    values = [*plan.classes, *([] if plan.ignored is None else [plan.ignored])]
     unknown = sorted(set(np.unique(ras.array).tolist()) - {0, *values})
     if unknown:
         raise InputError(
@@ -52,9 +54,11 @@ def label_to_model_grid(label: Volume, plan: Plan, name: str = "the label map") 
             expected=", ".join(str(value) for value in (0, *values)),
             mend="Name them in dataset.json or correct the label map.",
         )
-    channel_of = np.zeros(max(values) + 1, dtype=np.uint8)
-    channel_of[values] = 1 if plan.merged else np.arange(1, len(values) + 1)
-    return resize(channel_of[ras.array], model_shape(label.grid, plan), order=0)
+    number_of = np.zeros(max(values) + 1, dtype=np.uint8)
+    number_of[list(plan.classes)] = [plan.number_of(value) for value in plan.classes]
+    if plan.ignored is not None:
+        number_of[plan.ignored] = IGNORED
+    return resize(number_of[ras.array], model_shape(label.grid, plan), order=0)
 
 
 def model_shape(grid: Grid, plan: Plan) -> Shape:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from medvisionllama.data.mirroring import Mirroring
 from medvisionllama.data.nifti import read_label_map, read_volume
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import AFFINE_TOLERANCE_MM, Grid, Volume
@@ -110,6 +111,11 @@ class Task:
         classes: Label value to name, in order, without background (0).
         cases: The training part.
         unlabelled: The task's own test part, published without labels.
+        regions: Name to label values of targets that may overlap (nnU-Net's regions), in the order of the output's
+            channels; empty where the classes themselves are the targets.
+        region_values: The label value written for each region, a later region's over an earlier one's.
+        ignored: The label value of voxels that nobody has labelled, which is no class; None for no such.
+        mirroring: Which classes change places in a mirror, where the description says so; None to go by their names.
     """
 
     name: str
@@ -118,6 +124,10 @@ class Task:
     classes: Mapping[int, str]
     cases: tuple[Case, ...]
     unlabelled: tuple[Case, ...] = ()
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    region_values: tuple[int, ...] = ()
+    ignored: int | None = None
+    mirroring: Mirroring | None = None
 
     @property
     def channels(self) -> int:

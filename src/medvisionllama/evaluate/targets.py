@@ -54,8 +54,9 @@ def check_settings(targets: Sequence[Target], tolerance_mm: float | None) -> Non
 
 
 def targets_of(task: Task) -> tuple[Target, ...]:
-    """One target per class of the task, under its name."""
-    return tuple(Target(name, (label,)) for label, name in task.classes.items())
+    """One target per region of the task, or per class where it has none, under its name."""
+    regions = tuple(Target(name, tuple(sorted(set(labels)))) for name, labels in task.regions.items())
+    return regions or tuple(Target(name, (label,)) for label, name in task.classes.items())
 
 
 def foreground_of(task: Task) -> Target:
