@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import select
@@ -15,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -31,6 +33,8 @@ FLAGS = (
     "--remote-debugging-pipe",
     "--hide-scrollbars",
 )
+# Chromium repeats a page in place of what a picture higher than its textures would show.
+TILE = 4_000
 
 
 class Browser:
@@ -121,24 +125,35 @@ class Browser:
 
     def screenshot(self, path: Path, *, whole: bool = True) -> None:
         """Save what is seen, or the whole page, as PNG."""
-        answer = self.do("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
-        path.write_bytes(base64.b64decode(answer["data"]))
+        if not whole:
+            path.write_bytes(self._captured())
+            return
+        width, height = self.ask("[document.documentElement.clientWidth, document.documentElement.scrollHeight]")
+        sheet = Image.new("RGB", (width, height))
+        for top in range(0, height, TILE):
+            clip = {"x": 0, "y": top, "width": width, "height": min(TILE, height - top), "scale": 1}
+            with Image.open(io.BytesIO(self._captured(clip=clip, captureBeyondViewport=True))) as tile:
+                sheet.paste(tile.convert("RGB"), (0, top))
+        sheet.save(path)
 
     def pixels(self, selector: str) -> np.ndarray[Any, Any]:
         """The pixels ``(height, width, 3)`` of one element as they are seen."""
-        from PIL import Image
-
         box = self.ask(
             f"(() => {{ const e = document.querySelector({selector!r}); e.scrollIntoView({{block: 'center', "
             "behavior: 'instant'}); const r = e.getBoundingClientRect(); "
             "return [r.x + scrollX, r.y + scrollY, r.width, r.height]; })()"
         )
         clip = dict(zip(("x", "y", "width", "height"), box, strict=True)) | {"scale": 1}
-        answer = self.do("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)
-        import io
-
-        with Image.open(io.BytesIO(base64.b64decode(answer["data"]))) as image:
+        with Image.open(io.BytesIO(self._captured(clip=clip, captureBeyondViewport=True))) as image:
             return np.asarray(image.convert("RGB")).copy()
+
+    def printed(self) -> bytes:
+        """The page as a PDF on A4, as a reader prints it: without backgrounds."""
+        answer = self.do("Page.printToPDF", printBackground=False, paperWidth=8.27, paperHeight=11.69)
+        return base64.b64decode(answer["data"])
+
+    def _captured(self, **how: Any) -> bytes:
+        return base64.b64decode(self.do("Page.captureScreenshot", format="png", **how)["data"])
 
     def _read(self, seconds: float) -> dict[str, Any]:
         while b"\0" not in self._buffer:

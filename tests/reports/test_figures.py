@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from run_maker import make_run
 
-from medvisionllama.reports.figures import MOST_POINTS, bland_altman, dice_curves, loss_curves, score_boxes
+from medvisionllama.reports.figures import CURVES, MOST_POINTS, bland_altman, curve_chart, score_boxes
 from medvisionllama.reports.mosaic import PLANES, case_mosaic, field_of_view, fullest_slice
 from medvisionllama.reports.run_contents import Picture, RunContents, read_run, read_runs
 from medvisionllama.reports.volumes import StructureVolume, limits_of_agreement, structure_volumes
+
+LOSS, VALIDATION_LOSS, DICE = CURVES
 
 
 def picture(reference: bool = True, spacing_mm: tuple[float, float, float] = (1.0, 1.0, 3.0)) -> Picture:
@@ -101,7 +103,7 @@ def test_boxes_have_the_medians_of_the_scores(run: Path) -> None:
 
 def test_every_run_has_its_curve(rivals: list[Path]) -> None:
     runs = read_runs(rivals)
-    axes = loss_curves(runs).axes[0]
+    axes = curve_chart(runs, LOSS).axes[0]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["medvisionllama-u", "vit-u"]
     for line, run in zip(axes.lines, runs, strict=True):
         assert line.get_ydata()[-1] == pytest.approx(run.logs[""][-1]["loss"])
@@ -112,14 +114,14 @@ def test_every_run_has_its_curve(rivals: list[Path]) -> None:
 def test_long_curves_are_thinned_without_moving_their_mean(run: Path) -> None:
     values = np.random.default_rng(0).random(12_000)
     entries = [{"step": step, "loss": value} for step, value in enumerate(values)]
-    line = loss_curves([with_log(read_run(run), entries)]).axes[0].lines[0]
+    line = curve_chart([with_log(read_run(run), entries)], LOSS).axes[0].lines[0]
     assert len(line.get_ydata()) == MOST_POINTS
     assert np.mean(line.get_ydata()) == pytest.approx(values.mean())
 
 
 def test_entries_without_a_number_are_skipped(run: Path) -> None:
     entries = [{"step": 1, "validation_dice": 0.5}, {"step": 2}, {"step": 3, "validation_dice": None}]
-    line = dice_curves([with_log(read_run(run), entries)]).axes[0].lines[0]
+    line = curve_chart([with_log(read_run(run), entries)], DICE).axes[0].lines[0]
     assert list(line.get_ydata()) == [0.5]
 
 

@@ -1,11 +1,14 @@
 """The papers' figures: each by name from run folders, showing the numbers of its runs."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from run_maker import AFFINE, make_run, write_picture
 
+from medvisionllama.cli import main
+from medvisionllama.commands.figures import NAMES
 from medvisionllama.errors import InputError
 from medvisionllama.reports.paper_figures import (
     PAPER_FIGURES,
@@ -16,6 +19,8 @@ from medvisionllama.reports.paper_figures import (
     language_model_boxes,
     qualitative_grid,
     radar,
+    stage_columns,
+    training_curves,
 )
 from medvisionllama.reports.run_contents import read_maps, read_runs
 from medvisionllama.run_folder import read_json, write_json
@@ -112,3 +117,50 @@ def test_maps_of_another_shape_are_refused(tmp_path: Path) -> None:
     np.savez(path, image=blank, prediction=blank, affine=AFFINE, stages=np.array(["a"]), maps=np.zeros((1, 2, 2, 3)))
     with pytest.raises(InputError, match="do not fit"):
         read_maps(path)
+
+
+def test_attention_stands_last_and_stages_in_their_networks_order() -> None:
+    """A network without a block comes first: its decoder and attention do not push the block's stages to the end."""
+    without, with_block = ["encoder", "decoder", "attention"], ["encoder", "mapper in", "block", "decoder", "attention"]
+    wanted = ["encoder", "mapper in", "block", "decoder", "attention"]
+    assert stage_columns([without, with_block]) == stage_columns([with_block, without]) == wanted
+    assert list(dict.fromkeys(without + with_block)) != wanted, "naming them as they come would not do"
+    both = ["encoder", "encoder attention", "block", "block attention", "decoder"]
+    assert stage_columns([both]) == ["encoder", "block", "decoder", "encoder attention", "block attention"]
+
+
+def with_validation_loss(run: Path) -> Path:
+    entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    looked = [e | {"validation_loss": 2 - e["validation_dice"]} if "validation_dice" in e else e for e in entries]
+    (run / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in looked))
+    return run
+
+
+def test_curves_show_the_validation_loss_where_it_was_logged(tmp_path: Path) -> None:
+    old = make_run(tmp_path / "old", cases=1, pictures=False, model="old")
+    new = with_validation_loss(make_run(tmp_path / "new", cases=1, pictures=False, model="new"))
+    before = training_curves(read_runs([old]))
+    assert [axes.get_title("left") for axes in before.axes] == ["Training loss", "Validation Dice"]
+    after = training_curves(read_runs([old, new])).axes
+    assert [axes.get_title("left") for axes in after] == ["Training loss", "Validation loss", "Validation Dice"]
+    (line,) = after[1].lines
+    assert list(line.get_ydata()) == pytest.approx([2 - value for value in after[2].lines[1].get_ydata()])
+    assert few_shot_curves(read_runs([new])).axes[1].get_ylabel() == "validation loss"
+    assert few_shot_curves(read_runs([old, new])).axes[1].get_ylabel() == "training loss", "one way for all"
+
+
+def test_the_command_draws_a_figure_by_name(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["figures", "v2-F5", *map(str, runs), "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / "v2-F5.png"), str(tmp_path / "v2-F5.svg")]
+    assert main(["figures", "v2-F9", str(runs[0]), "--out", str(tmp_path)]) == 2
+    assert "v2-F2" in capsys.readouterr().err
+    assert main(["figures", "v2-F5", str(runs[0]), "--out", str(tmp_path), "--part", "test"]) == 2
+    assert "parts 'validation'" in capsys.readouterr().err
+    assert NAMES.keys() == PAPER_FIGURES.keys()
+
+
+def test_the_qualitative_grid_names_its_classes(runs: list[Path]) -> None:
+    (legend,) = qualitative_grid(read_runs(runs[:2]), "validation").legends
+    assert [text.get_text() for text in legend.get_texts()] == ["Anterior", "Posterior"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -28,19 +29,42 @@ METRIC_TITLES = {
 MOST_POINTS = 300
 
 
-@styled
-def loss_curves(runs: Sequence[RunContents]) -> Figure:
-    """Training loss over steps, one line a run (thin lines: folds); each point is the mean of the steps it covers."""
-    figure, axes = chart("Training loss", "step", "loss on patches")
-    draw_curves(axes, runs, "loss")
-    return figure
+@dataclass(frozen=True)
+class Curve:
+    """One quantity that runs log while they train.
+
+    Attributes:
+        key: Its name in ``log.jsonl``.
+        title: What the chart is called.
+        measured: What the vertical axis says.
+        words: The text alternative, followed by the runs' names.
+        marker: Whether every measurement gets a marker: those that are far apart.
+    """
+
+    key: str
+    title: str
+    measured: str
+    words: str
+    marker: bool = True
+
+
+CURVES = (
+    Curve("loss", "Training loss", "loss on patches", "Training loss over steps", marker=False),
+    Curve("validation_loss", "Validation loss", "loss of whole volumes", "Loss of whole validation volumes over steps"),
+    Curve(
+        "validation_dice",
+        "Validation Dice",
+        "mean Dice of whole volumes",
+        "Dice of whole validation volumes over steps",
+    ),
+)
 
 
 @styled
-def dice_curves(runs: Sequence[RunContents]) -> Figure:
-    """Validation Dice of whole volumes over steps, one line a run, as far as it was measured while training."""
-    figure, axes = chart("Validation while training", "step", "mean Dice of whole volumes")
-    draw_curves(axes, runs, "validation_dice", marker=True)
+def curve_chart(runs: Sequence[RunContents], curve: Curve) -> Figure:
+    """One quantity over steps, one line a run (thin lines: folds); each point is the mean of the steps it covers."""
+    figure, axes = chart(curve.title, "step", curve.measured)
+    draw_curves(axes, runs, curve.key, marker=curve.marker)
     return figure
 
 
@@ -107,7 +131,9 @@ def bland_altman(volumes: Sequence[tuple[str, Sequence[StructureVolume]]], class
     return figure
 
 
-def draw_curves(axes: Axes, runs: Sequence[RunContents], key: str, marker: bool = False) -> None:
+def draw_curves(
+    axes: Axes, runs: Sequence[RunContents], key: str, *, marker: bool = False, legend: bool = True
+) -> None:
     """Draw what the runs logged under ``key`` over steps, one line a run and fold."""
     drawn = 0
     for index, run in enumerate(runs):
@@ -126,7 +152,7 @@ def draw_curves(axes: Axes, runs: Sequence[RunContents], key: str, marker: bool 
             )
         drawn += bool(folds)
     axes.margins(x=0.02)
-    if drawn > 1 or any(len(run.logs) > 1 for run in runs):
+    if legend and (drawn > 1 or any(len(run.logs) > 1 for run in runs)):
         axes.legend()
 
 

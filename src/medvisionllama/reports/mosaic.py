@@ -7,7 +7,7 @@ the right of the picture; sagittal slices have the front on the left.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +107,7 @@ def case_mosaic(picture: Picture, class_names: Mapping[int, str], dice: float = 
                 draw_note(axes, 0.97, 0.03, f"Dice {dice:.3f}", "right", "bottom", size=8.5)
             if column == 0:
                 draw_note(axes, 0.03, 0.03, plane.name, "left", "bottom", size=7.5)
-    _legend(figure, picture, class_names)
+    class_legend(figure, labels_in(picture), class_names)
     return figure
 
 
@@ -212,13 +212,17 @@ def draw_note(axes: Axes, x: float, y: float, text: str, across: str, up: str, s
     )
 
 
-def _legend(figure: Figure, picture: Picture, class_names: Mapping[int, str]) -> None:
-    shown = set(np.unique(picture.prediction))
-    if picture.reference is not None:
-        shown |= set(np.unique(picture.reference))
+def labels_in(picture: Picture) -> set[int]:
+    """The label values, without background, of prediction and reference."""
+    maps = [picture.prediction] if picture.reference is None else [picture.prediction, picture.reference]
+    return {int(value) for labels in maps for value in np.unique(labels)} - {0}
+
+
+def class_legend(figure: Figure, values: Iterable[int], class_names: Mapping[int, str]) -> None:
+    """Colour and name of the label values below the pictures; a value without a name is called by its number."""
     handles = [
-        Line2D([], [], color=class_colour(int(value)), linewidth=2.5, label=class_names.get(int(value), f"{value}"))
-        for value in sorted(shown - {0})
+        Line2D([], [], color=class_colour(value), linewidth=2.5, label=class_names.get(value, f"{value}"))
+        for value in sorted(values)
     ]
     if len(handles) > MOST_NAMES:
         rest = Line2D([], [], linewidth=0, label=f"and {len(handles) - MOST_NAMES + 1} more")

@@ -334,14 +334,16 @@ def _fill_viewer(parts: Sequence[PartView], out: Path) -> list[ViewerCase]:
 
 def _curves(runs: Sequence[RunContents], gallery: _Gallery) -> list[Drawing]:
     names = ", ".join(run.label for run in runs)
-    drawings = []
-    if figures.has_curve(runs, "loss"):
-        text = f"Training loss over steps for {names}."
-        drawings.append(gallery.chart(figures.loss_curves(runs), "curve-loss", "Training loss", text))
-    if figures.has_curve(runs, "validation_dice"):
-        text = f"Mean Dice of whole validation volumes over steps for {names}."
-        drawings.append(gallery.chart(figures.dice_curves(runs), "curve-dice", "Validation while training", text))
-    return drawings
+    return [
+        gallery.chart(
+            figures.curve_chart(runs, curve),
+            f"curve-{curve.key.replace('_', '-')}",
+            curve.title,
+            f"{curve.words} for {names}.",
+        )
+        for curve in figures.CURVES
+        if figures.has_curve(runs, curve.key)
+    ]
 
 
 def _title(runs: Sequence[RunContents]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,16 @@ from medvisionllama.reports.drawing import (
     save,
     styled,
 )
-from medvisionllama.reports.figures import METRIC_TITLES, draw_curves, logged
-from medvisionllama.reports.mosaic import PLANES, draw_note, draw_slice, field_of_view, fullest_slice
+from medvisionllama.reports.figures import CURVES, METRIC_TITLES, draw_curves, has_curve, logged
+from medvisionllama.reports.mosaic import (
+    PLANES,
+    class_legend,
+    draw_note,
+    draw_slice,
+    field_of_view,
+    fullest_slice,
+    labels_in,
+)
 from medvisionllama.reports.run_contents import Picture, RunContents, read_maps, read_picture, read_runs
 from medvisionllama.reports.score_table import overall
 from medvisionllama.reports.statistics import Paired, holm, paired
@@ -62,19 +70,19 @@ def qualitative_grid(runs: Sequence[RunContents], part: str, cases: Sequence[str
     """v2 figure 2, v1 figures 5 and C2: rows image, reference, and one prediction a run; columns cases; Dice per panel.
 
     Each column is the axial slice with most reference. Runs on different tasks fill different columns. Columns are
-    ``cases``; without them the first ten that any run has pictures of, best first.
+    ``cases``; without them at most ten, best first: those that no other case outdoes in the runs that have a picture.
 
     Raises:
         InputError: No run has pictures of that part.
     """
     pictures = {run.label: _pictures(run, part) for run in runs}
-    pictured = list(dict.fromkeys(case for of_run in pictures.values() for case in of_run))
-    cases = [case for case in cases if case in pictured] or pictured[:MOST_COLUMNS]
+    cases = [case for case in cases if any(case in of_run for of_run in pictures.values())] or _widely_kept(pictures)
     if not cases:
-        raise _lacking("pictures of cases", "Run `medvisionllama predict` for that part.")
+        raise _unscored(runs, part, "pictures of cases")
     rows = ["image", "reference", *pictures]
     firsts = [next(of_run[case][0] for of_run in pictures.values() if case in of_run) for case in cases]
-    figure, grid = _plates([_width_over_height(picture, field_of_view(picture)) for picture in firsts], len(rows))
+    proportions = [_width_over_height(picture, field_of_view(picture)) for picture in firsts]
+    figure, grid = _plates(proportions, len(rows), foot=0.28)
     for column, case in enumerate(cases):
         shown = {label: of_run[case] for label, of_run in pictures.items() if case in of_run}
         first = firsts[column]
@@ -105,12 +113,17 @@ def qualitative_grid(runs: Sequence[RunContents], part: str, cases: Sequence[str
                 )
             if row == 0:
                 axes.set_title(case, fontsize=6, loc="center", pad=3, color=PLATE_INK, fontweight="normal")
+    shown_labels = {
+        int(v) for of_run in pictures.values() for case in cases if case in of_run for v in labels_in(of_run[case][0])
+    }
+    names = {value: name for run in reversed(runs) for value, name in run.class_names.items()}
+    class_legend(figure, shown_labels, names)
     return figure
 
 
 @styled
 def activation_maps(runs: Sequence[RunContents], part: str = "") -> Figure:
-    """v2 figure 3, v1 figure 4: one row a run, one column a stage, attention last where it was collected.
+    """v2 figure 3, v1 figure 4: one row a run, one column a stage in the networks' order, attention last.
 
     Maps are those that ``explain`` kept in ``RUN/maps/CASE.npz``; each is scaled to its own 2nd and 98th percentile,
     so that shapes compare and strengths do not. ``part`` has no meaning here.
@@ -121,7 +134,7 @@ def activation_maps(runs: Sequence[RunContents], part: str = "") -> Figure:
     rows = [(run, read_maps(path)) for run in runs for path in sorted((run.path / "maps").glob("*.npz"))[:1]]
     if not rows:
         raise _lacking("activation maps", "Collect them with `medvisionllama explain`.")
-    columns = list(dict.fromkeys(stage for _, maps in rows for stage in maps.stages))
+    columns = stage_columns([list(maps.stages) for _, maps in rows])
     shape = [_width_over_height(maps.picture, _whole(maps.picture)) for _, maps in rows]
     figure, grid = _plates([max(shape)] * (len(columns) + 1), len(rows))
     axes_grid = grid.subplots(squeeze=False)
@@ -152,28 +165,43 @@ def activation_maps(runs: Sequence[RunContents], part: str = "") -> Figure:
     return figure
 
 
+def stage_columns(of_runs: Sequence[Sequence[str]]) -> list[str]:
+    """All runs' stages, each once: a stage stands after what comes before it in its own network, attention last."""
+    columns: list[str] = []
+    for stages in of_runs:
+        place = 0
+        for stage in stages:
+            if stage not in columns:
+                columns.insert(place, stage)
+            place = columns.index(stage) + 1
+    return sorted(columns, key=lambda stage: stage.endswith("attention"))
+
+
 @styled
 def few_shot_curves(runs: Sequence[RunContents], part: str = "") -> Figure:
     """v2 figure 4: validation Dice (top) and loss (bottom) over steps; colour a share of the data, pattern a model.
 
-    Runs of the same model and share (other tasks, seeds) are averaged where they have logged the same steps.
-    ``part`` has no meaning here.
+    The loss is that of whole validation volumes where every run has logged it, else the training loss on patches. Runs
+    of the same model and share (other tasks, seeds) are averaged where they have logged the same steps. ``part`` has
+    no meaning here.
     """
     groups: dict[tuple[float, str], list[RunContents]] = defaultdict(list)
     for run in runs:
         groups[float(run.summary.get("fraction") or 1), str(run.summary.get("model") or run.label)].append(run)
     fractions = sorted({fraction for fraction, _ in groups})
     models = list(dict.fromkeys(model for _, model in groups))
+    validated = all(has_curve([run], "validation_loss") for run in runs)
+    loss, loss_title = ("validation_loss", "validation loss") if validated else ("loss", "training loss")
     figure = Figure(figsize=(5.6, 5.8), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
     for (fraction, model), members in sorted(groups.items()):
         style = {"color": run_colour(fractions.index(fraction)), "linestyle": run_dashes(models.index(model))}
-        for axes, key in ((upper, "validation_dice"), (lower, "loss")):
+        for axes, key in ((upper, "validation_dice"), (lower, loss)):
             points = _averaged(members, key)
             if len(points):
                 axes.plot(points[:, 0], points[:, 1], label=f"{model}, {fraction:.0%} of the data", **style)
     upper.set(ylabel="validation Dice")
-    lower.set(ylabel="training loss", xlabel="step")
+    lower.set(ylabel=loss_title, xlabel="step")
     figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
@@ -187,7 +215,7 @@ def language_model_boxes(runs: Sequence[RunContents], part: str) -> Figure:
     """
     scored = [(index, run, found) for index, run in enumerate(runs) if (found := run.part(part))]
     if not scored:
-        raise _lacking(f"scores of {part}", "Run `medvisionllama predict` for that part.")
+        raise _unscored(runs, part)
     figure, axes = chart("", "", "Dice, mean of classes", width=1.4 + 1.1 * len(scored))
     for place, (index, _, found) in enumerate(scored):
         values = [value for value in found.values("dice").values() if not math.isnan(value)]
@@ -204,13 +232,18 @@ def language_model_boxes(runs: Sequence[RunContents], part: str) -> Figure:
 
 @styled
 def training_curves(runs: Sequence[RunContents], part: str = "") -> Figure:
-    """v1 figure 3: Dice and loss while training, one line a run. ``part`` has no meaning here."""
-    figure = Figure(figsize=(8, 3.3), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.set(title="Validation Dice", xlabel="step", ylabel="mean Dice of whole volumes")
-    right.set(title="Training loss", xlabel="step", ylabel="loss on patches")
-    draw_curves(left, runs, "validation_dice", marker=True)
-    draw_curves(right, runs, "loss")
+    """v1 figure 3: validation Dice, training loss and, where logged, validation loss; one line a run.
+
+    ``part`` has no meaning here.
+    """
+    charts = [chart for chart in CURVES if has_curve(runs, chart.key)]
+    if not charts:
+        raise _lacking("a training log", "Train again.")
+    figure = Figure(figsize=(4 * len(charts), 3.6), layout="constrained")
+    for axes, curve in zip(figure.subplots(1, len(charts), squeeze=False)[0], charts, strict=True):
+        axes.set(title=curve.title, xlabel="step", ylabel=curve.measured)
+        draw_curves(axes, runs, curve.key, marker=curve.marker, legend=False)
+    figure.legend(*_all_handles(figure), loc="outside lower center", ncols=3)
     return figure
 
 
@@ -223,10 +256,10 @@ def radar(runs: Sequence[RunContents], part: str) -> Figure:
     scored = [(index, run, found) for index, run in enumerate(runs) if (found := run.part(part))]
     metrics = [m for m in RADAR_METRICS if any(m in found.metrics for _, _, found in scored)]
     if not metrics:
-        raise _lacking(f"scores of {part}", "Run `medvisionllama predict` for that part.")
+        raise _unscored(runs, part)
     angles = np.linspace(0, 2 * np.pi, len(metrics), endpoint=False)
     figure = Figure(figsize=(5, 4.6), layout="constrained")
-    axes = figure.add_subplot(projection="polar")
+    axes: Any = figure.add_subplot(projection="polar")
     centre_mm = 2 * max((overall(found, "hd95_mm").mean for _, _, found in scored), default=math.nan)
     for index, run, found in scored:
         means = [overall(found, metric).mean for metric in metrics]
@@ -236,14 +269,14 @@ def radar(runs: Sequence[RunContents], part: str) -> Figure:
         closed = [*radii, radii[0]]
         style: dict[str, Any] = {"color": run_colour(index), "linestyle": run_dashes(index)}
         axes.plot([*angles, angles[0]], closed, label=run.label, **style)
-        axes.fill([*angles, angles[0]], closed, color=run_colour(index), alpha=0.08)
     names = [
         f"HD95\n(rim 0 mm,\ncentre {centre_mm:.1f} mm)" if m == "hd95_mm" else METRIC_TITLES[m].split(" (")[0]
         for m in metrics
     ]
     axes.set_xticks(angles, names)
     axes.set_ylim(0, 1)
-    axes.tick_params(axis="x", pad=9)
+    axes.tick_params(axis="x", pad=14)
+    axes.set_rlabel_position(180 / len(metrics))
     axes.tick_params(axis="y", labelsize=7, labelcolor=INK_SOFT)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
@@ -269,7 +302,7 @@ def hybrid_strategies(runs: Sequence[RunContents], part: str) -> Figure:
             label=run.label,
         )
     if not axes.containers:
-        raise _lacking(f"scores of {part} with parameter counts", "Train and predict again.")
+        raise _unscored(runs, part, "scores with parameter counts")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
@@ -303,9 +336,20 @@ def _pictures(run: RunContents, part: str) -> dict[str, tuple[Picture, float]]:
     return {case: (read_picture(found.pictures[case]), dice.get(case, math.nan)) for case in ordered}
 
 
-def _plates(widths: Sequence[float], rows: int) -> tuple[Figure, Any]:
-    """A dark figure of panels that touch: 1.4 inches high each, as wide as they need to be, with room for names."""
-    width, height = 0.25 + 1.42 * sum(widths), 0.25 + 1.42 * rows
+def _widely_kept(pictures: Mapping[str, Mapping[str, object]]) -> list[str]:
+    """At most ten cases, best first; none whose runs with a picture of it all have one of another case, and more do."""
+    cases = dict.fromkeys(case for of_run in pictures.values() for case in of_run)
+    kept_by = {case: frozenset(run for run, of_run in pictures.items() if case in of_run) for case in cases}
+    kinds = set(kept_by.values())
+    return [case for case in cases if not any(kept_by[case] < kind for kind in kinds)][:MOST_COLUMNS]
+
+
+def _plates(widths: Sequence[float], rows: int, foot: float = 0.0) -> tuple[Figure, Any]:
+    """A dark figure of panels that touch: 1.4 inches high each, as wide as they need to be, with room for names.
+
+    ``foot`` is the height in inches that is left free below them.
+    """
+    width, height = 0.25 + 1.42 * sum(widths), 0.25 + 1.42 * rows + foot
     figure = Figure(figsize=(width, height), facecolor=PLATE)
     grid = figure.add_gridspec(
         rows,
@@ -315,7 +359,7 @@ def _plates(widths: Sequence[float], rows: int) -> tuple[Figure, Any]:
         hspace=0.03,
         left=0.24 / width,
         right=1 - 0.01 / width,
-        bottom=0.01 / height,
+        bottom=(0.01 + foot) / height,
         top=1 - 0.24 / height,
     )
     return figure, grid
@@ -329,6 +373,15 @@ def _width_over_height(picture: Picture, box: Sequence[tuple[int, int]]) -> floa
 
 def _whole(picture: Picture) -> tuple[tuple[int, int], ...]:
     return tuple((0, size) for size in picture.image.shape)
+
+
+def _all_handles(figure: Figure) -> tuple[list[Any], list[str]]:
+    """Every run's line once, whichever panel has it."""
+    named: dict[str, Any] = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        named = dict(zip(labels, handles, strict=True)) | named
+    return list(named.values()), list(named)
 
 
 def _averaged(runs: Sequence[RunContents], key: str) -> Any:
@@ -356,6 +409,15 @@ def _upright_box(axes: Axes, values: Sequence[float], at: float, index: int) -> 
         meanprops={"marker": "D", "markerfacecolor": colour, "markeredgecolor": colour, "markersize": 4},
         flierprops={"marker": ".", "markeredgecolor": colour},
         manage_ticks=False,
+    )
+
+
+def _unscored(runs: Sequence[RunContents], part: str, what: str = "scores") -> InputError:
+    parts = list(dict.fromkeys(found.title for run in runs for found in run.parts))
+    return InputError(
+        f"none of the runs has {what} of the part {part!r}",
+        got=f"parts {', '.join(map(repr, parts))}" if parts else "no scored part",
+        mend="Run `medvisionllama predict RUN --part ...`, or choose one of these by --part.",
     )
 
 
