@@ -13,6 +13,7 @@ from medvisionllama.config import (
     recipe_names,
     write_experiment,
 )
+from medvisionllama.data.augment import nnunet_augmentation
 from medvisionllama.data.plan import IntensityRule, Plan
 from medvisionllama.errors import InputError
 from medvisionllama.models.zoo import MODELS
@@ -20,7 +21,26 @@ from medvisionllama.models.zoo import MODELS
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_shipped_recipe_loads(name: str) -> None:
-    assert load_recipe(name).batch_size == 4
+    assert load_recipe(name).batch_size == {"nnunet": 2}.get(name, 4)
+
+
+def test_nnunets_recipe_is_nnunets() -> None:
+    recipe = load_recipe("nnunet")
+    assert (recipe.optimizer, recipe.learning_rate, recipe.schedule, recipe.warmup) == ("sgd", 1e-2, "poly", 0.0)
+    assert (recipe.weight_decay, recipe.clip_norm, recipe.batch_size, recipe.steps) == (3e-5, 12.0, 2, 1000 * 250)
+    assert (recipe.loss, recipe.deep_supervision, recipe.foreground_share) == ("dice_ce", True, pytest.approx(0.333))
+    assert recipe.augment == nnunet_augmentation()
+    assert recipe.rate(125_000) == pytest.approx(0.01 * 0.5**0.9)
+
+
+def test_deep_supervision_is_asked_for_by_the_recipe(tmp_path: Path) -> None:
+    plan = Plan("native", "T", (16, 16, 24), (1.0, 1.0, 1.0), (IntensityRule("zscore"),), {1: "a"}, 3, (16, 16, 20))
+    for model in ("vit-u", "dynunet"):
+        for recipe in ("nnunet", "native"):
+            fitted = make_experiment(tmp_path, model=model, recipe=recipe).fitted_to(plan)
+            assert fitted.model.deep_supervision == (recipe == "nnunet")
+    with pytest.raises(InputError, match=r"vit-baseline does not fit the plan.*coarser maps"):
+        make_experiment(tmp_path, model="vit-baseline", recipe="nnunet").fitted_to(plan)
 
 
 def test_the_papers_recipes_are_the_papers() -> None:

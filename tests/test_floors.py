@@ -10,16 +10,30 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "medvisionllama"
 # The first entry that matches a module's name decides. docs/architecture.md tells the same story.
 FLOORS = [
     (0, ("errors", "whole_file")),
-    (1, ("geometry", "losses", "metrics", "sliding_window", "checkpoint", "run_folder", "language", "models")),
-    (2, ("data", "reports")),
+    (
+        1,
+        (
+            "geometry",
+            "losses",
+            "metrics",
+            "sliding_window",
+            "largest_component",
+            "checkpoint",
+            "run_folder",
+            "language",
+            "models",
+            "processes",
+        ),
+    ),
+    (2, ("data", "reports", "recipe", "averaging")),
     (3, ("train", "predict", "evaluate")),
     (4, ("run", "segment", "config", "pictures", "provenance", "explain", "machine", "listener")),
     (5, ("experiments", "demo")),
     (6, ("interop",)),
-    (7, ("cli", "commands", "console")),
+    (7, ("cli", "__main__", "commands", "console")),
     (8, ("__init__",)),  # names what the package offers; imports it only when asked
 ]
-ONLY_TOGETHER = {("models", "language"), ("data", "geometry"), ("metrics", "geometry")}
+ONLY_TOGETHER = {("models", "language"), ("data", "geometry"), ("metrics", "geometry"), ("recipe", "data")}
 HEAVY = ("torch", "transformers", "peft", "monai", "nibabel")
 
 

@@ -17,8 +17,8 @@ from medvisionllama.models.medvisionllama import ModelConfig
 from medvisionllama.models.network import NetworkConfig
 from medvisionllama.models.peers.dynunet import DynUNetConfig
 from medvisionllama.models.zoo import network_named, with_block
+from medvisionllama.recipe import Recipe
 from medvisionllama.run_folder import FORMAT_VERSION, write_text
-from medvisionllama.train import Recipe
 
 DEFAULT_RECIPE = {"native": "native", "paper": "paper-v2"}
 
@@ -70,6 +70,7 @@ class Experiment:
                 mend="Leave out --recipe, or choose one made for this protocol.",
             )
         ends = {"in_channels": plan.in_channels, "out_channels": plan.out_channels, "input_size": plan.window}
+        ends["deep_supervision"] = self.recipe.deep_supervision
         try:
             return replace(self, model=replace(self.model, **ends))  # type: ignore[arg-type]
         except ValueError as error:

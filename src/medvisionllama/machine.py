@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from medvisionllama.errors import InputError
+from medvisionllama.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Machine:
         checkpoint_seconds: At least this long between a training's checkpoints.
         block_source: Where a run's language block lies now, if its folder was moved; its hash is compared all the same.
         dataset: Where a run's data set lies now, if its folder was moved.
+        processes: Those that train together, this one among them.
     """
 
     device: torch.device
@@ -31,6 +33,7 @@ class Machine:
     checkpoint_seconds: float = 30.0
     block_source: str | None = None
     dataset: str | None = None
+    processes: Processes = ALONE
 
 
 def default_cache() -> Path:

@@ -23,10 +23,12 @@ from medvisionllama.machine import Machine
 from medvisionllama.models.medvisionllama import ModelConfig
 from medvisionllama.models.network import Network, build_network
 from medvisionllama.predict import dice_on_model_grid
+from medvisionllama.processes import Processes
 from medvisionllama.provenance import environment, parameters, stages
+from medvisionllama.recipe import Recipe
 from medvisionllama.run_folder import FORMAT_VERSION, RunFolder, read_json, write_json
 from medvisionllama.segment import predict_part
-from medvisionllama.train import Outcome, seconds_per_step, train
+from medvisionllama.train import Outcome, Validated, seconds_per_step, train
 from medvisionllama.whole_file import refuse_unwritable
 
 # Of `--max-minutes`, what training itself gets; the rest is for validating, segmenting and scoring.
@@ -68,19 +70,24 @@ def train_run(
     setup = _stored(run, experiment, named, splits) if resume else _planned(experiment, run, splits)
     if resume and run.finished:
         listener.note(f"{folder} is finished already")
-        summary: dict[str, Any] = read_json(run.summary)
-        return summary
+        finished: dict[str, Any] = read_json(run.summary)
+        return finished
     refuse_unwritable(run.path)
-    _fetch_block(setup.experiment, machine, listener)
+    processes = machine.processes
+    first = processes.rank == 0
+    with processes.first_goes_first(each_machine=True):
+        _fetch_block(setup.experiment, machine, listener)
     plan, fold, fraction = setup.plan, setup.experiment.fold, setup.experiment.fraction
     training = setup.task.named(setup.splits.training(fold, fraction))
     validation = setup.task.named(setup.splits.validation(fold))
-    prepared = prepare(training, plan, machine.cache / "prepared", lambda c: listener.track(list(c), "Preparing"))
-    to_validate = prepare(validation, plan, machine.cache / "prepared", lambda c: listener.track(list(c), "Preparing"))
+    with processes.first_goes_first(each_machine=True):  # the others find the files there
+        folder_of_all = machine.cache / "prepared"
+        prepared = prepare(training, plan, folder_of_all, lambda c: listener.track(list(c), "Preparing"))
+        to_validate = prepare(validation, plan, folder_of_all, lambda c: listener.track(list(c), "Preparing"))
 
     experiment = setup.experiment.lasting(len(training))
     seed, recipe = experiment.seed, experiment.recipe
-    batches = BatchSource(prepared, plan.window, recipe.batch_size, recipe.foreground_share, seed)
+    batches = BatchSource(prepared, plan.window, _share(recipe, processes), recipe.foreground_share, seed)
     model = build_network(experiment.model, seed=seed, cache=machine.block_cache, offline=machine.offline)
     identity = model.block.identity if model.block is not None else None
     model.to(machine.device)
@@ -89,14 +96,16 @@ def train_run(
     watch = NormWatch(model.block) if model.block is not None else None
     if not resume:
         if max_minutes is not None:
-            pace = seconds_per_step(model, batches, recipe, machine.device)
+            pace = seconds_per_step(model, batches, recipe, machine.device, processes)
             recipe = replace(recipe, steps=max(1, int(max_minutes * 60 * TRAINING_SHARE / pace)))
             experiment = replace(experiment, recipe=recipe)
             listener.note(f"{pace:.3f} s a step: {recipe.steps} steps in {max_minutes:g} minutes")
-        write_plan(plan, run.plan)
-        write_splits(setup.splits, run.splits)
-        write_experiment(experiment, run.config)  # last: a folder with it can be resumed
-    write_json(run.environment, environment(machine.device, command))
+        if first:
+            write_plan(plan, run.plan)
+            write_splits(setup.splits, run.splits)
+            write_experiment(experiment, run.config)  # last: a folder with it can be resumed
+    if first:
+        write_json(run.environment, environment(machine.device, command) | {"processes": processes.count})
 
     outcome = train(
         model,
@@ -106,22 +115,41 @@ def train_run(
         device=machine.device,
         left_out=model.left_out_of_files(),
         notes={"format": FORMAT_VERSION, "block": identity.to_dict() if identity else None},
-        validate=lambda m: dice_on_model_grid(m, plan, to_validate, machine.device, experiment.recipe.dtype),
+        validate=lambda m: Validated(dice_on_model_grid(m, plan, to_validate, machine.device, recipe.dtype)),
         observe=lambda: _norms(watch),
         report=lambda entry: listener.training(entry, recipe.steps),
         resume=resume and run.checkpoint.exists(),
         checkpoint_seconds=machine.checkpoint_seconds,
+        processes=processes,
     )
     if watch is not None:
         watch.close()
     if model.block is not None and identity is not None and not model.block.trained:
         verify(model.block, identity)  # frozen means frozen: bit-identical after training
     counts = {"training": len(training), "validation": len(validation), "test": len(setup.splits.test)}
-    write_json(run.summary, _summary(experiment, plan, counts, outcome, model, identity, command))
-    summary = predict_part(run, "validation", machine, listener=listener)
-    run.checkpoint.unlink(missing_ok=True)
-    run.checkpoint_state.unlink(missing_ok=True)
-    return summary
+    with processes.first_goes_first():
+        if first:
+            write_json(run.summary, _summary(experiment, plan, counts, outcome, model, identity, command))
+            predict_part(run, "validation", machine, listener=listener)
+            run.checkpoint.unlink(missing_ok=True)
+            run.checkpoint_state.unlink(missing_ok=True)
+        summary: dict[str, Any] = read_json(run.summary)  # written by now, whoever reads it
+        return summary
+
+
+def _share(recipe: Recipe, processes: Processes) -> int:
+    """How many of a batch's cases each process takes.
+
+    Raises:
+        InputError: They cannot be shared out evenly.
+    """
+    share, left = divmod(recipe.batch_size, processes.count)
+    if left or not share:
+        raise InputError(
+            f"a batch of {recipe.batch_size} cannot be shared out evenly to {processes.count} processes",
+            mend=f"Set --recipe.batch_size to a multiple of {processes.count}, or start another number of processes.",
+        )
+    return share
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,17 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from hashlib import sha256
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
+from medvisionllama.averaging import WeightAverage
 from medvisionllama.checkpoint import (
     load_tensors,
     model_tensors,
@@ -27,95 +30,15 @@ from medvisionllama.checkpoint import (
     put_optimizer_tensors,
     save_tensors,
 )
-from medvisionllama.data.augment import AugmentConfig, augment
+from medvisionllama.data.augment import augment
 from medvisionllama.data.dataset import BatchSource
 from medvisionllama.errors import InputError
 from medvisionllama.losses import LossName, segmentation_loss
+from medvisionllama.processes import ALONE, Processes
+from medvisionllama.recipe import Recipe
 from medvisionllama.run_folder import FORMAT_VERSION, RunFolder, write_json
 
 LOG_EVERY_STEPS = 10
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained; shipped recipes are files of these values.
-
-    Attributes:
-        loss: See :func:`medvisionllama.losses.segmentation_loss`.
-        optimizer: ``adam`` (the papers), ``adamw`` or ``sgd`` (Nesterov, momentum 0.99).
-        learning_rate: Its peak.
-        weight_decay: Of weights with two axes or more; biases, norms and embeddings of places are spared.
-        schedule: ``constant`` (the papers), ``cosine`` to zero, or ``poly`` (exponent 0.9) to zero.
-        warmup: Share of the steps over which the rate rises linearly from zero.
-        clip_norm: Largest norm of the gradient; 0 for none.
-        batch_size: ``B``.
-        steps: Length of the training; 0 to go by ``epochs``.
-        epochs: Passes over the training part, where ``steps`` is 0.
-        precision: Of the arithmetic; weights and optimiser stay float32.
-        foreground_share: How often a patch is centred on foreground.
-        validations: How many times the whole validation part is segmented, evenly spread, the last at the end.
-        augment: What happens to a batch.
-    """
-
-    loss: LossName = "dice_ce"
-    optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    schedule: Literal["constant", "cosine", "poly"] = "cosine"
-    warmup: float = 0.05
-    clip_norm: float = 1.0
-    batch_size: int = 4
-    steps: int = 0
-    epochs: int = 50
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
-    foreground_share: float = 1 / 3
-    validations: int = 5
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.steps < 0 or self.epochs < 0 or not (self.steps or self.epochs):
-            raise InputError(
-                "a recipe needs a batch and a length",
-                got=f"batch_size {self.batch_size}, steps {self.steps}, epochs {self.epochs}",
-                mend="Set batch_size and one of steps or epochs to at least 1.",
-            )
-        allowed = {
-            "learning_rate": (self.learning_rate > 0, "above 0"),
-            "weight_decay": (self.weight_decay >= 0, "0 or more"),
-            "warmup": (0 <= self.warmup < 1, "0 or more, below 1"),
-            "clip_norm": (self.clip_norm >= 0, "0 (none) or more"),
-            "foreground_share": (0 <= self.foreground_share <= 1, "0 to 1"),
-            "validations": (self.validations >= 0, "0 or more"),
-        }
-        for name, (holds, expected) in allowed.items():
-            if not holds:
-                raise InputError(f"a recipe's {name}", got=str(getattr(self, name)), expected=expected)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The number format of ``precision``."""
-        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
-
-    @property
-    def for_softmax(self) -> bool:
-        """Whether the loss compares classes with one another, background among them; else each target by itself."""
-        return self.loss in ("dice_ce", "ce")
-
-    def rate(self, step: int) -> float:
-        """The learning rate of step ``step`` (from 0)."""
-        warm = max(1, round(self.warmup * self.steps))
-        if self.warmup and step < warm:
-            return self.learning_rate * (step + 1) / warm
-        done = (step - warm if self.warmup else step) / max(1, self.steps - (warm if self.warmup else 0))
-        if self.schedule == "cosine":
-            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-        if self.schedule == "poly":
-            return float(self.learning_rate * (1 - done) ** 0.9)
-        return self.learning_rate
-
-    def validation_steps(self) -> set[int]:
-        """After which steps (counted from 1) the validation part is segmented."""
-        return {round(self.steps * (n + 1) / self.validations) for n in range(self.validations)}
 
 
 @dataclass(frozen=True)
@@ -143,10 +66,37 @@ class _State:
     seconds: float = 0.0
     best_step: int = 0
     best_dice: float | None = None
+    validations_since_best: int = 0
     losses: list[float] = field(default_factory=list)  # since the last log entry
 
+    def note(self, dice: float) -> bool:
+        """Whether the mean Dice just measured is the best so far, which it then is remembered as."""
+        # A tie goes to the later weights; a mean of NaN (no class anywhere) never wins over a number.
+        best = self.best_dice is None or math.isnan(self.best_dice) or dice >= self.best_dice
+        if best:
+            self.best_dice, self.best_step = dice, self.step
+        self.validations_since_best = 0 if best else self.validations_since_best + 1
+        return best
 
-Validate = Callable[[nn.Module], dict[str, float]]
+    def is_over(self, recipe: Recipe) -> bool:
+        """Whether all steps are done, or patience is at its end."""
+        return self.step >= recipe.steps or 0 < recipe.patience <= self.validations_since_best
+
+
+@dataclass(frozen=True)
+class Validated:
+    """What a look at the whole validation volumes found.
+
+    Attributes:
+        dice: By class, and their ``mean``.
+        loss: The recipe's loss, mean over volumes; None where it was not measured.
+    """
+
+    dice: Mapping[str, float]
+    loss: float | None = None
+
+
+Validate = Callable[[nn.Module], Validated]
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -164,73 +114,113 @@ def train(
     report: Report = lambda entry: None,
     resume: bool = False,
     checkpoint_seconds: float = 30.0,
+    processes: Processes = ALONE,
 ) -> Outcome:
     """Train a model and leave ``log.jsonl`` and ``model.safetensors`` in the run folder.
 
-    Until it is done, ``checkpoint.safetensors`` there holds all that is needed to go on.
+    Until it is done, ``checkpoint.safetensors`` there holds all that is needed to go on. What a log entry says is told
+    in :mod:`medvisionllama.run_folder`. Of several processes the first alone validates and writes.
 
     Args:
         model: On ``device``; only parameters that require gradients are trained.
-        batches: Where patches come from.
+        batches: Where patches come from; its ``batch_size`` is this process's share of the recipe's.
         recipe: How to train; its ``steps`` is set.
-        run: Where files go.
+        run: Where files go; seen by all processes.
         device: What trains.
         left_out: Names of ``state_dict`` that no file holds (the frozen block's).
         notes: Written into ``model.safetensors`` (which block belongs to it).
-        validate: Model to Dice by class and their ``mean``, over whole volumes; the best mean's weights are kept.
+        validate: Looks at whole volumes; the weights of the best mean Dice are kept.
         observe: What else a log entry says of the step just made.
         report: Told every log entry.
         resume: Go on from the checkpoint.
         checkpoint_seconds: At least this long between checkpoints.
+        processes: Those that train together.
 
     Raises:
-        InputError: The loss is no longer finite, or the checkpoint is missing or does not fit.
+        InputError: The loss is no longer finite, the checkpoint is missing or does not fit, or several processes did
+            not start alike.
     """
     optimizer = make_optimizer(model, recipe)
-    state = _restore(run, model, optimizer, left_out) if resume else _State()
-    run.cut_log(state.step)
+    first = processes.rank == 0
+    average = WeightAverage(model, recipe.ema_decay, left_out) if recipe.ema_decay and first else None
+    files = _Files(run, model, optimizer, average, left_out, notes, writes=first)
+    state = files.restore() if resume else _State()
+    _refuse_unlike_starts(model, left_out, state, processes)
+    joined = processes.joined(model)
+    files.cut_log(state.step)
     started = time.perf_counter() - state.seconds
     saved_at = time.perf_counter()
     validations = recipe.validation_steps() if validate is not None else set()
     model.train()
-    interrupted = False
-    for step in range(state.step, recipe.steps):
+    while not state.is_over(recipe):
+        step, done = state.step, state.step + 1
         with _interruption_held_back() as held_back:
-            loss = train_step(model, optimizer, batches, recipe, step, device)
-        interrupted = interrupted or held_back()
-        state.losses.append(loss)
+            loss = train_step(joined, optimizer, batches, recipe, step, device, processes)
+        loss, interrupted = processes.mean(loss, float(held_back()))
         if not math.isfinite(loss):
             raise InputError(
-                f"the loss is no longer finite at step {step + 1}",
+                f"the loss is no longer finite at step {done}",
                 got=str(loss),
                 mend="Lower --recipe.learning_rate, or set --recipe.precision float32.",
             )
-        done = step + 1
-        entry: dict[str, Any] = {"step": done, "seconds": round(time.perf_counter() - started, 3)}
+        state.step = done
+        state.losses.append(loss)
+        if average is not None:
+            average.update(done)
         if done % LOG_EVERY_STEPS == 0 or done == recipe.steps or done in validations:
-            entry |= {"loss": sum(state.losses) / len(state.losses), "learning_rate": recipe.rate(step)} | observe()
+            entry: dict[str, Any] = {"step": done, "seconds": 0.0, "loss": sum(state.losses) / len(state.losses)}
+            entry |= {"learning_rate": recipe.rate(step)} | observe()
             state.losses = []
             if done in validations and validate is not None:
-                dice = validate(model)
+                entry |= _look(validate, state, files, processes)
                 model.train()
-                entry |= {"validation_dice": dice["mean"], "validation_dice_by_class": dice}
-                entry["seconds"] = round(time.perf_counter() - started, 3)
-                # A tie goes to the later weights; a mean of NaN (no class anywhere) never wins over a number.
-                if state.best_dice is None or math.isnan(state.best_dice) or dice["mean"] >= state.best_dice:
-                    state.best_dice, state.best_step = dice["mean"], done
-                    save_tensors(run.model, model_tensors(model, left_out), notes | {"step": done})
-            run.append_log(entry)
-            report(entry)
-        state.step, state.seconds = done, time.perf_counter() - started
+                if done < recipe.steps and state.is_over(recipe):
+                    entry["stopped_early"] = True
+            entry["seconds"] = round(time.perf_counter() - started, 3)
+            if first:
+                run.append_log(entry)
+                report(entry)
+        state.seconds = time.perf_counter() - started
         if interrupted or time.perf_counter() - saved_at > checkpoint_seconds:
-            _save(run, model, optimizer, left_out, state)
+            files.save(state)
             saved_at = time.perf_counter()
         if interrupted:
             raise KeyboardInterrupt
     if state.best_dice is None:
-        state.best_step = recipe.steps
-        save_tensors(run.model, model_tensors(model, left_out), notes | {"step": recipe.steps})
-    return Outcome(recipe.steps, state.seconds, state.best_step, state.best_dice)
+        state.best_step = state.step
+        files.keep(state.step)
+    return Outcome(state.step, state.seconds, state.best_step, state.best_dice)
+
+
+def _look(validate: Validate, state: _State, files: _Files, processes: Processes) -> dict[str, Any]:
+    """Validate, and keep the weights if they are the best so far; returns what the log says of it."""
+    entry: dict[str, Any] = {}
+    mean = math.nan
+    if files.writes:
+        with files.weights_that_count():
+            found = validate(files.model)
+        mean = found.dice["mean"]
+        entry = {"validation_dice": mean, "validation_dice_by_class": dict(found.dice), "validation_loss": found.loss}
+    (mean,) = processes.of_first(mean)
+    if state.note(mean):
+        files.keep(state.step)
+    return entry
+
+
+def _refuse_unlike_starts(model: nn.Module, left_out: set[str], state: _State, processes: Processes) -> None:
+    """Nothing is sent before the first step, so that processes that differ would train apart unseen."""
+    if processes.count == 1:
+        return
+    digest = sha256(str(state.step).encode())
+    for name, tensor in model_tensors(model, left_out).items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    own = float(int.from_bytes(digest.digest()[:6], "big"))  # 48 bits: a float64 holds them
+    if processes.of_first(own) != (own,):
+        raise InputError(
+            f"process {processes.rank} does not start with the first one's weights",
+            mend="Give all of them one version of the program, one data set and one run folder.",
+        )
 
 
 def train_step(
@@ -240,41 +230,72 @@ def train_step(
     recipe: Recipe,
     step: int,
     device: torch.device,
+    processes: Processes = ALONE,
 ) -> float:
-    """One step: draw, bend, forward, backward, clip, update. Returns the loss."""
-    batch = batches.batch(step)
+    """One step: draw, bend, forward, backward, clip, update. Returns the loss of this process's share of the batch."""
+    # Shares of one batch follow one another in the sequence of draws, so that their number changes nothing in it.
+    share = step * processes.count + processes.rank
+    batch = batches.batch(share)
     image, label = batch.image.to(device), batch.label.to(device)
     generators = [_generator(batches.seed, position) for position in batch.positions]
     image, label = augment(image, label, recipe.augment, generators, batch.spacing_mm)
     for group in optimizer.param_groups:
         group["lr"] = recipe.rate(step)
-    with _dropout_drawn_from(batches.seed, step, device):
+    with _dropout_drawn_from(batches.seed, share, device):
         with torch.autocast(device.type, recipe.dtype, enabled=recipe.dtype != torch.float32):
             logits = model(image)
-        loss: Tensor = segmentation_loss(logits, label, recipe.loss)
+        loss = loss_at_all_resolutions(logits, label, recipe.loss)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        processes.backward(loss)
     if recipe.clip_norm:
         nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], recipe.clip_norm)
     optimizer.step()
     return float(loss.detach())
 
 
-def seconds_per_step(model: nn.Module, batches: BatchSource, recipe: Recipe, device: torch.device) -> float:
+def loss_at_all_resolutions(
+    logits: Tensor | Sequence[Tensor],
+    label_BIJK: Tensor,
+    name: LossName,
+) -> Tensor:
+    """The loss of a network's output; of several, finest first, their mean weighted 1, 1/2, 1/4, ...
+
+    This is deep supervision as nnU-Net has it (Isensee et al. 2021), whose label maps are made coarser by nearest
+    voxel too; the coarsest counts here.
+
+    Args:
+        logits: ``(B,C,I,J,K)``, or several of ever fewer voxels.
+        label_BIJK: Whole numbers.
+        name: See :func:`~medvisionllama.losses.segmentation_loss`.
+    """
+    if isinstance(logits, Tensor):
+        return segmentation_loss(logits, label_BIJK, name)
+    total, weights = label_BIJK.new_zeros((), dtype=torch.float32), 0.0
+    for level, coarse in enumerate(logits):
+        label = interpolate(label_BIJK[:, None].float(), coarse.shape[2:], mode="nearest-exact")[:, 0]
+        total = total + 0.5**level * segmentation_loss(coarse, label.to(label_BIJK.dtype), name)
+        weights += 0.5**level
+    return total / weights
+
+
+def seconds_per_step(
+    model: nn.Module, batches: BatchSource, recipe: Recipe, device: torch.device, processes: Processes = ALONE
+) -> float:
     """How long a step takes, from a few that are undone again: model and optimiser are as before.
 
     The fastest counts: the first ones warm caches, and on a busy machine the others tell of its neighbours.
     """
     before = copy.deepcopy(model.state_dict())
     optimizer = make_optimizer(model, recipe)
+    joined = processes.joined(model)
     model.train()
     times = []
     for step in range(8):
         started = time.perf_counter()
-        train_step(model, optimizer, batches, recipe, step, device)
+        train_step(joined, optimizer, batches, recipe, step, device, processes)
         times.append(time.perf_counter() - started)
     model.load_state_dict(before)
-    return min(times)
+    return processes.of_first(min(times))[0]
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -306,36 +327,77 @@ def _dropout_drawn_from(seed: int, step: int, device: torch.device) -> Iterator[
 
 @contextmanager
 def _interruption_held_back() -> Iterator[Callable[[], bool]]:
-    """Let a step end before Ctrl-C is heeded: yields a function that says afterwards whether it was pressed.
+    """Let a step end before Ctrl-C is heeded, or the SIGTERM by which schedulers and ``torchrun`` end their jobs.
 
-    Signals reach the main thread alone; elsewhere nothing is held back.
+    Yields a function that says afterwards whether one came. Signals reach the main thread alone; elsewhere nothing is
+    held back.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    pressed: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    came: list[int] = []
+    before = {n: signal.signal(n, lambda number, frame: came.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(pressed)
+        yield lambda: bool(came)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _save(
-    run: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer, left_out: set[str], state: _State
-) -> None:
-    tensors = {f"model.{name}": tensor for name, tensor in model_tensors(model, left_out).items()}
-    notes = {"format": FORMAT_VERSION} | asdict(state)
-    # The notes inside the tensors' own file are what is read again: two files could disagree after a crash.
-    save_tensors(run.checkpoint, tensors | optimizer_tensors(optimizer), notes)
-    write_json(run.checkpoint_state, notes)
+@dataclass(frozen=True)
+class _Files:
+    """What a training leaves and goes on from. Only one of several processes writes."""
+
+    run: RunFolder
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: WeightAverage | None
+    left_out: set[str]
+    notes: dict[str, Any]
+    writes: bool
+
+    def weights_that_count(self) -> AbstractContextManager[None]:
+        """Within it the model has the weights that are validated and kept: the average, where there is one."""
+        return self.average.in_the_weights_place() if self.average is not None else nullcontext()
+
+    def keep(self, step: int) -> None:
+        """Write ``model.safetensors``."""
+        if self.writes:
+            with self.weights_that_count():
+                save_tensors(self.run.model, model_tensors(self.model, self.left_out), self.notes | {"step": step})
+
+    def cut_log(self, step: int) -> None:
+        """Drop what a resumed run will write again."""
+        if self.writes:
+            self.run.cut_log(step)
+
+    def save(self, state: _State) -> None:
+        """Write the checkpoint."""
+        if not self.writes:
+            return
+        tensors = _prefixed("model.", model_tensors(self.model, self.left_out)) | optimizer_tensors(self.optimizer)
+        if self.average is not None:
+            tensors |= _prefixed("average.", self.average.tensors)
+        notes = {"format": FORMAT_VERSION} | asdict(state)
+        # The notes inside the tensors' own file are what is read again: two files could disagree after a crash.
+        save_tensors(self.run.checkpoint, tensors, notes)
+        write_json(self.run.checkpoint_state, notes)
+
+    def restore(self) -> _State:
+        """Read the checkpoint; every process does."""
+        tensors, notes = load_tensors(self.run.checkpoint)
+        if notes.pop("format", None) != FORMAT_VERSION:
+            raise InputError(f"{self.run.checkpoint} is of another version", mend="Train again without --resume.")
+        put_model_tensors(self.model, _under("model.", tensors), self.left_out)
+        put_optimizer_tensors(self.optimizer, {n: t for n, t in tensors.items() if n.startswith("optimizer.")})
+        if self.average is not None:
+            self.average.put(_under("average.", tensors))
+        return _State(**notes)
 
 
-def _restore(run: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer, left_out: set[str]) -> _State:
-    tensors, notes = load_tensors(run.checkpoint)
-    if notes.pop("format", None) != FORMAT_VERSION:
-        raise InputError(f"{run.checkpoint} is of another version", mend="Train again without --resume.")
-    of_model = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
-    put_model_tensors(model, of_model, left_out)
-    put_optimizer_tensors(optimizer, {n: t for n, t in tensors.items() if n.startswith("optimizer.")})
-    return _State(**notes)
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

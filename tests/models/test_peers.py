@@ -1,5 +1,6 @@
 """Rivals have the published topology and go through the same training as ours."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,22 @@ def test_peers_are_built_alike_from_one_seed_and_give_logits_of_the_image_s_size
     in_parts = sum(p.numel() for part in one.parts().values() for p in part.parameters())
     assert in_parts == sum(p.numel() for p in one.parameters())
     assert cost_of(config).trainable_parameters == in_parts
+
+
+def test_deep_supervision_gives_coarser_logits_while_training_alone() -> None:
+    config = DynUNetConfig(1, 2, (32, 32, 16), base_features=4)
+    assert len(config.strides) == 4
+    image = torch.randn(1, 1, 32, 32, 16)
+    model = build_network(replace(config, deep_supervision=True))
+    given = model.train()(image)
+    # nnU-Net gives the coarsest of its decoder's levels no weight; MONAI stretches the others to full size.
+    assert [tuple(logits.shape) for logits in given] == [(1, 2, 32, 32, 16)] * 2
+    coarse = given[1][0, 0].reshape(16, 2, 16, 2, 8, 2)
+    assert torch.equal(coarse.amax((1, 3, 5)), coarse.amin((1, 3, 5)))
+    assert isinstance(model.eval()(image), torch.Tensor)
+    assert isinstance(build_network(config).train()(image), torch.Tensor)
+    with pytest.raises(ValueError, match="pooled twice"):
+        replace(config, input_size=(8, 8, 8), deep_supervision=True)
 
 
 def test_a_peer_s_settings_are_stored_and_overridden(tmp_path: Path) -> None:

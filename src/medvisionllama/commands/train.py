@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medvisionllama.commands import DONE
 from medvisionllama.commands.options import add_command, add_machine, machine_of, minutes, positive, teller_of, whole
 from medvisionllama.commands.printing import tell_scores
+
+if TYPE_CHECKING:
+    from medvisionllama.machine import Machine
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -21,7 +24,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--block", help="language block: a name of `blocks list`, a hub id, or a folder")
     parser.add_argument("--protocol", choices=("native", "paper"), default="native")
     parser.add_argument("--grid", type=positive, default=128, help="edge of the paper protocol's grid")
-    parser.add_argument("--recipe", help="native, paper-v1, paper-v2, or a YAML file (default: by protocol)")
+    parser.add_argument("--recipe", help="native, nnunet, paper-v1, paper-v2, or a YAML file (default: by protocol)")
     parser.add_argument("--splits", type=Path, help="splits.json (default: drawn with seed 0)")
     parser.add_argument(
         "--patient", metavar="PATTERN", help="regular expression that finds the patient in a case's name"
@@ -42,12 +45,30 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from medvisionllama.processes import started_by_torchrun
+
+    processes = started_by_torchrun(options.device)
+    if processes.device is not None:
+        options.device = str(processes.device)
+    try:
+        summaries = _train_folds(options, replace(machine_of(options), processes=processes))
+    finally:
+        processes.part()
+    if processes.rank == 0:
+        tell_scores(summaries, "validation", options.json)
+    return DONE
+
+
+def _train_folds(options: argparse.Namespace, machine: Machine) -> dict[str, dict[str, Any]]:
+    """Each run's summary by its folder's name."""
     from medvisionllama.config import make_experiment
     from medvisionllama.data.decathlon import read_task
     from medvisionllama.data.splits import make_splits, read_splits
+    from medvisionllama.listener import Silent
     from medvisionllama.run import train_run
 
-    machine = machine_of(options)
     names = [case.name for case in read_task(options.dataset).cases]
     splits = read_splits(options.splits) if options.splits else make_splits(names, patient_of=options.patient)
     folds = range(len(splits.folds)) if options.fold == "all" else [whole(options.fold, "--fold")]
@@ -80,10 +101,9 @@ def _train(options: argparse.Namespace) -> int:
             resume=options.resume,
             named=_named_settings(options),
             command=options.typed,
-            listener=teller_of(folder.name if options.fold == "all" else ""),
+            listener=Silent() if machine.processes.rank else teller_of(folder.name if options.fold == "all" else ""),
         )
-    tell_scores(summaries, "validation", options.json)
-    return DONE
+    return summaries
 
 
 # The setting of an experiment that each option of `train` names.

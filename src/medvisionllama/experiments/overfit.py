@@ -23,7 +23,8 @@ from medvisionllama.errors import InputError
 from medvisionllama.models.medvisionllama import ModelConfig, build
 from medvisionllama.models.zoo import MODELS, named
 from medvisionllama.predict import dice_on_model_grid
-from medvisionllama.train import Recipe, make_optimizer, train_step
+from medvisionllama.recipe import Recipe
+from medvisionllama.train import make_optimizer, train_step
 
 TASK = "Task04_Hippocampus"
 ENOUGH_DICE = 0.9

@@ -89,9 +89,17 @@ class UShapeDecoder(nn.Module):
         strides: The stem's strides, in the same order.
         out_channels: ``C``.
         norm: What normalises after each convolution.
+        deep_supervision: Whether each joined map gives logits of its own while training, by a 1x1x1 convolution.
     """
 
-    def __init__(self, widths: Sequence[int], strides: Sequence[Shape], out_channels: int, norm: Norm) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int],
+        strides: Sequence[Shape],
+        out_channels: int,
+        norm: Norm,
+        deep_supervision: bool = False,
+    ) -> None:
         super().__init__()
         self.ups = nn.ModuleList(
             nn.ConvTranspose3d(deep, fine, stride, stride)
@@ -99,11 +107,23 @@ class UShapeDecoder(nn.Module):
         )
         self.joins = nn.ModuleList(convolution(2 * fine, fine, norm) for fine in widths[-2::-1])
         self.logits = nn.ConvTranspose3d(widths[0], out_channels, strides[0], strides[0])
+        # Last, so that the parts above start alike with and without.
+        self.coarse_logits = nn.ModuleList(
+            nn.Conv3d(fine, out_channels, 1) for fine in widths[-2::-1] if deep_supervision
+        )
 
-    def forward(self, tokens_BijkE: Tensor, skips: list[Tensor]) -> Tensor:
-        """``(B,i,j,k,E)`` and the skips, finest first, to ``(B,C,I,J,K)``."""
+    def forward(self, tokens_BijkE: Tensor, skips: list[Tensor]) -> Tensor | tuple[Tensor, ...]:
+        """``(B,i,j,k,E)`` and the skips, finest first, to ``(B,C,I,J,K)``.
+
+        While training with deep supervision a tuple: these logits, then those of the joined maps, ever coarser.
+        """
         x = tokens_BijkE.movedim(-1, 1)
+        joined = []
         for up, join, skip in zip(self.ups, self.joins, reversed(skips), strict=True):
             x = join(torch.cat([up(x), skip], dim=1))
+            joined.append(x)
         logits: Tensor = self.logits(x)
-        return logits
+        if not (self.training and self.coarse_logits):
+            return logits
+        coarse = [head(x) for head, x in zip(self.coarse_logits, joined, strict=True)]
+        return (logits, *reversed(coarse))

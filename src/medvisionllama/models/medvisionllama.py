@@ -55,6 +55,8 @@ class ModelConfig:
             and the logits cut back, instead of being refused.
         recompute: Gradient checkpointing: encoder blocks and the language block keep nothing for going backward but
             compute their parts again. Less memory, more time, the same result.
+        deep_supervision: Whether the ``ushape`` decoder gives logits at its coarser resolutions too while training; set
+            by the recipe.
         compiled: ``torch.compile`` the whole network: faster after a minute of compiling, the same to rounding.
     """
 
@@ -80,6 +82,7 @@ class ModelConfig:
     pad_input: bool = False
     recompute: bool = False
     compiled: bool = False
+    deep_supervision: bool = False
 
     def __post_init__(self) -> None:
         # Configurations arrive from YAML and JSON too, where a tuple is a list.
@@ -103,6 +106,10 @@ class ModelConfig:
             reduction = tuple(math.prod(axis) for axis in zip(*self.stem_strides, strict=True))
             if reduction != self.patch_size:
                 raise ValueError(f"stem_strides reduce by {reduction}, but patch_size is {self.patch_size}")
+        if self.deep_supervision and self.decoder != "ushape":
+            raise ValueError(f"deep supervision needs the ushape decoder: {self.decoder} has no coarser maps to judge")
+        if self.deep_supervision and self.padded(self.input_size) != self.input_size:
+            raise ValueError(f"deep supervision needs whole patches: {self.input_size} would be padded")
         if not self.pad_input and self.padded(self.input_size) != self.input_size:
             raise ValueError(
                 f"input_size {self.input_size} is not a multiple of patch_size {self.patch_size}: "
@@ -153,8 +160,10 @@ class MedVisionLlama(nn.Module):
         self.decoder = decoder
         self.config = config
 
-    def forward(self, image_BMIJK: Tensor) -> Tensor:
+    def forward(self, image_BMIJK: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Logits ``(B,C,I,J,K)`` of an image whose sizes are multiples of the patch size, or any with ``pad_input``.
+
+        While training with deep supervision a tuple, finest first.
 
         Raises:
             ValueError: The image has another number of channels, or its size is no multiple of the patch size.
@@ -171,7 +180,9 @@ class MedVisionLlama(nn.Module):
             tokens_BNE = self.middle(self.encoder(tokens_BNE, grid))
         else:
             tokens_BNE = self.encoder(self.middle(tokens_BNE), grid)
-        logits_BCIJK: Tensor = self.decoder(tokens_BNE.unflatten(1, grid), skips)
+        logits_BCIJK: Tensor | tuple[Tensor, ...] = self.decoder(tokens_BNE.unflatten(1, grid), skips)
+        if isinstance(logits_BCIJK, tuple):
+            return logits_BCIJK
         return logits_BCIJK[..., :I, :J, :K] if self.config.pad_input else logits_BCIJK
 
     def _whole_patches(self, image_BMIJK: Tensor) -> Tensor:
@@ -307,7 +318,9 @@ def _decoder(config: ModelConfig) -> nn.Module:
         return LinearDecoder(config.width, config.patch_size, config.out_channels)
     if config.decoder == "upconv":
         return UpConvDecoder(config.width, config.patch_size, config.out_channels, config.norm)
-    return UShapeDecoder(_stem_widths(config), config.stem_strides, config.out_channels, config.norm)
+    return UShapeDecoder(
+        _stem_widths(config), config.stem_strides, config.out_channels, config.norm, config.deep_supervision
+    )
 
 
 def _stem_widths(config: ModelConfig) -> tuple[int, ...]:

@@ -28,6 +28,8 @@ class DynUNetConfig:
         input_size: Voxels of the window along I, J, K; it decides how often each axis is pooled.
         base_features: Channels at full resolution, 32 in nnU-Net.
         norm: What normalises the convolutions.
+        deep_supervision: Whether coarser levels, all but the two coarsest, give logits too while training; set by the
+            recipe.
         kind: Tells this configuration from others where it is stored.
     """
 
@@ -36,12 +38,15 @@ class DynUNetConfig:
     input_size: Shape = (128, 128, 128)
     base_features: int = 32
     norm: Literal["instance", "batch"] = "instance"
+    deep_supervision: bool = False
     kind: Literal["dynunet"] = "dynunet"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "input_size", tuple(self.input_size))
         if min(self.in_channels, self.out_channels, self.base_features, *self.input_size) < 1:
             raise ValueError("channels, features and sizes are at least 1")
+        if self.deep_supervision and len(self.strides) < 3:
+            raise ValueError(f"deep supervision needs a window that is pooled twice, not {self.input_size}")
 
     @property
     def strides(self) -> tuple[Shape, ...]:
@@ -90,6 +95,8 @@ class DynUNet(nn.Module):
             upsample_kernel_size=strides[1:],
             filters=list(config.features),
             norm_name=("INSTANCE", {"affine": True}) if config.norm == "instance" else ("BATCH", {}),
+            deep_supervision=config.deep_supervision,
+            deep_supr_num=max(1, len(strides) - 3),
         )
 
     @property
@@ -108,10 +115,13 @@ class DynUNet(nn.Module):
         """Names in ``state_dict`` that no file holds: none."""
         return set()
 
-    def forward(self, image_BMIJK: Tensor) -> Tensor:
-        """Logits ``(B,C,I,J,K)`` of an image whose sizes the strides divide."""
+    def forward(self, image_BMIJK: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Logits ``(B,C,I,J,K)`` of an image whose sizes the strides divide.
+
+        While training with deep supervision a tuple, finest first; MONAI stretches the coarser ones to full size.
+        """
         logits: Tensor = self.network(image_BMIJK)
-        return logits
+        return logits.unbind(1) if logits.ndim == 6 else logits
 
 
 def _poolable(size: int) -> bool:
