@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from medvisionllama.data.plan import Plan, Protocol
+from medvisionllama.data.plan import EVEN_STRIDES, Plan, Protocol, reduction
 from medvisionllama.errors import InputError
 from medvisionllama.models.medvisionllama import ModelConfig
 from medvisionllama.models.network import NetworkConfig
@@ -61,7 +61,10 @@ class Experiment:
         Raises:
             InputError: The loss does not go with the plan's output, or the network cannot take the plan's window.
         """
-        if self.recipe.for_softmax == plan.merged:
+        recipe = self.recipe
+        if plan.regions and not plan.merged:
+            recipe = recipe.for_regions()
+        if recipe.for_softmax != plan.softmax:
             one, other = ("dice_bce or bce", "one sigmoid target") if plan.merged else ("dice_ce or ce", "a softmax")
             raise InputError(
                 f"the {plan.protocol} protocol ends in {other}, which the loss does not fit",
@@ -69,10 +72,12 @@ class Experiment:
                 expected=one,
                 mend="Leave out --recipe, or choose one made for this protocol.",
             )
-        ends = {"in_channels": plan.in_channels, "out_channels": plan.out_channels, "input_size": plan.window}
+        ends: dict[str, Any] = {"in_channels": plan.in_channels, "out_channels": plan.out_channels}
+        ends["input_size"] = plan.window
+        ends |= _way_down(self.model, plan)
         ends["deep_supervision"] = self.recipe.deep_supervision
         try:
-            return replace(self, model=replace(self.model, **ends))  # type: ignore[arg-type]
+            return replace(self, recipe=recipe, model=replace(self.model, **ends))
         except ValueError as error:
             raise InputError(f"{self.model_name} does not fit the plan", got=str(error)) from error
 
@@ -82,6 +87,17 @@ class Experiment:
             return self
         steps = self.recipe.epochs * -(-training_cases // self.recipe.batch_size)
         return replace(self, recipe=replace(self.recipe, steps=steps))
+
+
+def _way_down(model: NetworkConfig, plan: Plan) -> dict[str, Any]:
+    """How one of our networks that goes down evenly goes down by the plan instead; others keep their own way."""
+    if not isinstance(model, ModelConfig) or model.patch_size != reduction(EVEN_STRIDES):
+        return {}
+    if model.stem == "patches":
+        return {"patch_size": plan.patch_size}
+    if model.stem_strides != EVEN_STRIDES:
+        return {}
+    return {"patch_size": plan.patch_size, "stem_strides": plan.stem_strides}
 
 
 def make_experiment(

@@ -33,10 +33,21 @@ class VolumeRow:
 
 
 def reference_of(case: Case, plan: Plan) -> Volume:
-    """The reference as it is, or with all classes merged to 1 where the plan merges them."""
+    """The reference as it is, or with all classes merged to 1 where the plan merges them; 0 where it is ignored."""
     assert case.label is not None
     reference = read_label_map(case.label)
-    return reference.with_array((reference.array > 0).astype(np.uint8)) if plan.merged else reference
+    labelled = (
+        reference.array if plan.ignored is None else np.where(reference.array == plan.ignored, 0, reference.array)
+    )
+    return reference.with_array((labelled > 0).astype(np.uint8) if plan.merged else labelled)
+
+
+def where_labelled(prediction: Volume, case: Case, plan: Plan) -> Volume:
+    """The prediction, 0 where the reference is ignored and nothing is to be judged; on the label map's grid alone."""
+    if plan.ignored is None or case.label is None:
+        return prediction
+    ignored = read_label_map(case.label).array == plan.ignored
+    return prediction.with_array(np.where(ignored, 0, prediction.array).astype(prediction.array.dtype))
 
 
 def volume_rows(prediction: Volume, reference: Volume, targets: Sequence[Target], case: str) -> list[VolumeRow]:

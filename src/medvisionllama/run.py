@@ -87,7 +87,15 @@ def train_run(
 
     experiment = setup.experiment.lasting(len(training))
     seed, recipe = experiment.seed, experiment.recipe
-    batches = BatchSource(prepared, plan.window, _share(recipe, processes), recipe.foreground_share, seed)
+    batches = BatchSource(
+        prepared,
+        plan.window,
+        _share(recipe, processes),
+        recipe.foreground_share,
+        seed,
+        plan.reading,
+        plan.numbered_mirroring,
+    )
     model = build_network(experiment.model, seed=seed, cache=machine.block_cache, offline=machine.offline)
     identity = model.block.identity if model.block is not None else None
     model.to(machine.device)

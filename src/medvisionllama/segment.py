@@ -14,7 +14,7 @@ from medvisionllama.data.decathlon import Case, read_task
 from medvisionllama.data.dicom import is_dicom_folder, read_series
 from medvisionllama.data.dicom_seg import refuse_seg, write_seg
 from medvisionllama.data.nifti import ENDINGS, case_name, read_label_map, read_volume, write_label_map
-from medvisionllama.data.plan import Plan, read_plan
+from medvisionllama.data.plan import IGNORED, Plan, read_plan
 from medvisionllama.data.preprocess import label_to_model_grid
 from medvisionllama.data.splits import read_splits
 from medvisionllama.errors import InputError
@@ -26,7 +26,7 @@ from medvisionllama.machine import Machine, choose_device, default_cache
 from medvisionllama.models.medvisionllama import ModelConfig
 from medvisionllama.models.network import build_network
 from medvisionllama.models.zoo import with_block
-from medvisionllama.pictures import VolumeRow, keep_pictures, reference_of, volume_rows, write_volumes
+from medvisionllama.pictures import VolumeRow, keep_pictures, reference_of, volume_rows, where_labelled, write_volumes
 from medvisionllama.predict import Member, Segmenter
 from medvisionllama.run_folder import RunFolder, ScoreRow, read_json, write_json, write_scores
 from medvisionllama.whole_file import refuse_unwritable
@@ -109,7 +109,7 @@ def load_segmenter(folders: Sequence[Path], machine: Machine) -> Segmenter:
     members = [load_member(run.path, machine) for run in runs]
     for run, member in zip(runs, members, strict=True):
         first = members[0].plan
-        if (member.plan.classes, member.plan.merged) != (first.classes, first.merged):
+        if member.plan.meaning != first.meaning:
             raise InputError(
                 f"{run.path} and {runs[0].path} segment different classes",
                 got=f"{dict(member.plan.classes)} and {dict(first.classes)}",
@@ -194,8 +194,9 @@ def predict_part(run: RunFolder, part: str, machine: Machine, *, listener: Liste
                 predicted, compared = segmenter.segment(image, str(case.image)), reference
             out = run.part(part, grid)
             write_label_map(predicted, out / "predictions" / f"{case.name}.nii.gz")
-            scored[grid] += score_volume(predicted, compared, _targets(plan), tolerance, case.name)
-            volumes[grid] += volume_rows(predicted, compared, _targets(plan), case.name)
+            judged = predicted if grid == "model" else where_labelled(predicted, case, plan)
+            scored[grid] += score_volume(judged, compared, _targets(plan), tolerance, case.name)
+            volumes[grid] += volume_rows(judged, compared, _targets(plan), case.name)
     summaries = {}
     for grid, rows in scored.items():
         out = run.part(part, grid)
@@ -226,13 +227,14 @@ def _targets(plan: Plan) -> list[Target]:
 
 
 def _on_model_grid(segmenter: Segmenter, case: Case, image: Volume, plan: Plan) -> tuple[Volume, Volume]:
-    """Prediction and reference on the paper protocol's grid, as the papers must have scored."""
+    """Prediction and reference on the paper protocol's grid, as the papers must have scored; 0 where ignored."""
     assert case.label is not None
     affine = ras_grid(image.grid).with_shape(plan.window).affine
     predicted = segmenter.label_map_on_model_grid(image, str(case.image))
     reference = Volume(read_label_map(case.label).array, image.affine)  # one affine, as in Case.read_pair
     compared = label_to_model_grid(reference, plan, str(case.label))
-    return Volume(predicted, affine), Volume(compared, affine)
+    labelled = compared != IGNORED
+    return Volume(predicted * labelled, affine), Volume(compared * labelled, affine)
 
 
 def _in_short(summary: dict[str, Any], rows: Sequence[ScoreRow]) -> dict[str, Any]:

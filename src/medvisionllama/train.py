@@ -33,7 +33,7 @@ from medvisionllama.checkpoint import (
 from medvisionllama.data.augment import augment
 from medvisionllama.data.dataset import BatchSource
 from medvisionllama.errors import InputError
-from medvisionllama.losses import LossName, segmentation_loss
+from medvisionllama.losses import EVERY_VOXEL_ITS_CLASS, LabelReading, LossName, segmentation_loss
 from medvisionllama.processes import ALONE, Processes
 from medvisionllama.recipe import Recipe
 from medvisionllama.run_folder import FORMAT_VERSION, RunFolder, write_json
@@ -238,13 +238,13 @@ def train_step(
     batch = batches.batch(share)
     image, label = batch.image.to(device), batch.label.to(device)
     generators = [_generator(batches.seed, position) for position in batch.positions]
-    image, label = augment(image, label, recipe.augment, generators, batch.spacing_mm)
+    image, label = augment(image, label, recipe.augment, generators, batch.spacing_mm, batches.mirroring)
     for group in optimizer.param_groups:
         group["lr"] = recipe.rate(step)
     with _dropout_drawn_from(batches.seed, share, device):
         with torch.autocast(device.type, recipe.dtype, enabled=recipe.dtype != torch.float32):
             logits = model(image)
-        loss = loss_at_all_resolutions(logits, label, recipe.loss)
+        loss = loss_at_all_resolutions(logits, label, recipe.loss, batches.reading)
         optimizer.zero_grad(set_to_none=True)
         processes.backward(loss)
     if recipe.clip_norm:
@@ -257,6 +257,7 @@ def loss_at_all_resolutions(
     logits: Tensor | Sequence[Tensor],
     label_BIJK: Tensor,
     name: LossName,
+    reading: LabelReading = EVERY_VOXEL_ITS_CLASS,
 ) -> Tensor:
     """The loss of a network's output; of several, finest first, their mean weighted 1, 1/2, 1/4, ...
 
@@ -267,13 +268,14 @@ def loss_at_all_resolutions(
         logits: ``(B,C,I,J,K)``, or several of ever fewer voxels.
         label_BIJK: Whole numbers.
         name: See :func:`~medvisionllama.losses.segmentation_loss`.
+        reading: Likewise.
     """
     if isinstance(logits, Tensor):
-        return segmentation_loss(logits, label_BIJK, name)
+        return segmentation_loss(logits, label_BIJK, name, reading)
     total, weights = label_BIJK.new_zeros((), dtype=torch.float32), 0.0
     for level, coarse in enumerate(logits):
         label = interpolate(label_BIJK[:, None].float(), coarse.shape[2:], mode="nearest-exact")[:, 0]
-        total = total + 0.5**level * segmentation_loss(coarse, label.to(label_BIJK.dtype), name)
+        total = total + 0.5**level * segmentation_loss(coarse, label.to(label_BIJK.dtype), name, reading)
         weights += 0.5**level
     return total / weights
 

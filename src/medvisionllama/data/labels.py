@@ -93,10 +93,10 @@ def _values_of(regions: Mapping[str, tuple[int, ...]]) -> dict[int, str]:
     return {value: alone.get(value, f"label {value}") for value in known}
 
 
-def _mirroring(path: Path, swaps: object, classes: Mapping[int, str]) -> Mirroring | None:
+def _mirroring(path: Path, swaps: Any, classes: Mapping[int, str]) -> Mirroring | None:
     if swaps is None:
         return None
-    pairs = swaps if isinstance(swaps, list) else [swaps]
+    pairs: list[Any] = swaps if isinstance(swaps, list) else [swaps]
     if not all(isinstance(pair, list) and len(pair) == 2 and set(pair) <= set(classes) for pair in pairs):
         raise misread(path, f'"{MIRROR_SWAPS}" to be pairs of label values, such as [[1, 2]]', swaps)
     return Mirroring(swaps=tuple((one, other) for one, other in pairs))

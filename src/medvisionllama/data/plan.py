@@ -174,6 +174,18 @@ class Plan:
         return 1 if self.merged else 1 + list(self.classes).index(value)
 
     @property
+    def meaning(self) -> tuple[object, ...]:
+        """What an output says: networks whose plans agree here can be averaged."""
+        return (dict(self.classes), self.merged, dict(self.regions), self.region_values)
+
+    @property
+    def written_numbers(self) -> tuple[int, ...]:
+        """The class number that each sigmoid target writes where it is above one half; none for a softmax."""
+        if self.merged:
+            return (1,)
+        return tuple(self.number_of(value) for value in self.region_values)
+
+    @property
     def reading(self) -> LabelReading:
         """What a loss is told of prepared label maps."""
         regions = tuple(self.numbered_targets.values()) if self.regions and not self.merged else ()

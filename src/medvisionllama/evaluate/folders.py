@@ -52,7 +52,8 @@ def evaluate_folders(
         targets: Classes to score; by default those of the dataset, else every label found, under its number.
         regions: Unions of labels to score as well, as targets or as text for :func:`parse_region`.
         tolerance_mm: For NSD; by default the Decathlon's for its tasks, else NSD stays empty and a note says so.
-        dataset: A folder with dataset.json, or that file; by default one in or directly above ``references``.
+        dataset: A folder with dataset.json, or that file; by default one in or directly above ``references``. Its
+            regions are what is scored where it has them, and voxels it ignores are left out.
         cases: Score only these references.
         allow_missing: Score a missing prediction as an empty one instead of refusing.
         resample: Take a prediction on another grid to the reference's by nearest neighbour instead of refusing; one
@@ -81,7 +82,10 @@ def evaluate_folders(
     tolerance_mm = tolerance_mm if tolerance_mm is not None else tolerance_of(task) if task else None
     if lesion_min_iou is not None and not 0 < lesion_min_iou <= 1:
         raise InputError("lesions match by an intersection over union", got=f"{lesion_min_iou}", expected="0 to 1")
-    settings = _Settings(None if targets is None else tuple(targets), extra, tolerance_mm, resample, lesion_min_iou)
+    ignored = task.ignored if task else None
+    settings = _Settings(
+        None if targets is None else tuple(targets), extra, tolerance_mm, resample, lesion_min_iou, ignored
+    )
     jobs = [_Job(name, found.get(name), path, settings) for name, path in expected.items()]
     scored = _run(jobs, processes, progress)
     names = [region.name for region in extra]
@@ -138,6 +142,7 @@ class _Settings:
     tolerance_mm: float | None
     resample: bool
     lesion_min_iou: float | None
+    ignored: int | None
 
 
 @dataclass(frozen=True)
@@ -171,6 +176,9 @@ def _score_case(job: _Job) -> _Scored:
     lost, resampled = "", settings.resample and not prediction.grid.same_as(reference.grid)
     if resampled:
         prediction, lost = onto_reference(prediction, reference.grid, job.case)
+    if settings.ignored is not None:
+        labelled = reference.array != settings.ignored
+        prediction, reference = (v.with_array(np.where(labelled, v.array, 0)) for v in (prediction, reference))
     found = set(labels_in(prediction, str(job.prediction))) | set(labels_in(reference, str(job.reference)))
     classes = settings.targets
     if classes is None:
