@@ -23,7 +23,8 @@ from torch.nn.functional import interpolate
 from medvisionllama.config import read_experiment
 from medvisionllama.data.decathlon import read_task
 from medvisionllama.data.plan import read_plan
-from medvisionllama.data.preprocess import to_input_resolution, to_model_grid
+from medvisionllama.data.preprocess import to_model_grid
+from medvisionllama.data.way_back import to_input_resolution
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import Array
 from medvisionllama.language.block import LanguageBlock

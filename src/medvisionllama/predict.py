@@ -1,52 +1,87 @@
-"""From a volume to its label map, on the input's own grid.
+"""From a volume to its label map, on the input's own grid, in bounded memory.
 
 Axes: ``M`` modalities, ``C`` output channels, ``I J K`` voxels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from medvisionllama.data.dataset import PreparedCase
-from medvisionllama.data.plan import Plan
-from medvisionllama.data.preprocess import (
+from medvisionllama.data.plan import IGNORED, Plan
+from medvisionllama.data.preprocess import to_model_grid
+from medvisionllama.data.way_back import (
+    FineSweep,
+    Place,
     back_to_input_grid,
-    decide,
-    likeliest_channel,
-    to_input_resolution,
-    to_model_grid,
+    choices_on,
+    label_values,
+    probabilities_on,
 )
-from medvisionllama.geometry import Array, Volume
-from medvisionllama.sliding_window import sliding_window
+from medvisionllama.geometry import Array, Shape, Volume, ras_grid
+from medvisionllama.largest_component import keep_largest
+from medvisionllama.sliding_window import Network, Sweep, mirrored
+
+MEMORY_GB = 4.0
+MOST_WINDOWS_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
 class Member:
-    """One trained network of an ensemble, and the plan its inputs are prepared by."""
+    """One trained network of an ensemble, and the plan its inputs are prepared by.
+
+    Attributes:
+        model: The network.
+        plan: How its inputs are prepared and its outputs read.
+        mirror: Whether every window is shown mirrored too, along all axes the plan allows.
+    """
 
     model: nn.Module
     plan: Plan
+    mirror: bool = False
 
 
+@dataclass(frozen=True)
+class Room:
+    """How much memory passing results may take, and where those lie that need more.
+
+    Attributes:
+        memory_gb: For blended logits and the networks' answers of all members together; the image, its prepared form
+            and what the networks need inside come on top.
+        scratch: Folder of the nameless files that hold what does not fit; None for the system's own.
+    """
+
+    memory_gb: float = MEMORY_GB
+    scratch: Path | None = None
+
+
+@dataclass(frozen=True)
 class Segmenter:
     """Segments volumes with one trained network, or with the mean of several networks' probabilities.
 
-    Args:
+    Attributes:
         members: Networks with the same classes; each prepares the input by its own plan.
         device: Where they lie.
         precision: Number format of the arithmetic.
+        room: The memory passing results may take.
+        clean: Label values of which the largest connected component alone is kept.
     """
 
-    def __init__(self, members: Sequence[Member], device: torch.device, precision: torch.dtype = torch.float32) -> None:
-        self.members = members
-        self.device = device
-        self.precision = precision
-        for member in members:
+    members: Sequence[Member]
+    device: torch.device
+    precision: torch.dtype = torch.float32
+    room: Room = field(default_factory=Room)
+    clean: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        for member in self.members:
             member.model.eval()
 
     @property
@@ -57,61 +92,116 @@ class Segmenter:
     def segment(self, image: Volume, name: str = "the image") -> Volume:
         """The label map of an image, in exactly its grid: same size, same affine.
 
+        It is decided on the fine grid, so that edges follow the model and not its voxels.
+
         Args:
             image: ``(I,J,K)`` or ``(M,I,J,K)``, in any orientation.
             name: What error messages call it.
 
         Raises:
-            InputError: Channels or intensities do not fit.
+            InputError: Channels or intensities do not fit, or there is no room for what must pass by the disk.
         """
-        return back_to_input_grid(self.probabilities(image, name), image.grid, self.plan)
+        chosen = choices_on(self._fine(image, name, ras_grid(image.grid).shape), self.plan.out_channels)
+        return back_to_input_grid(keep_largest(label_values(chosen, self.plan), self.clean), image.grid)
 
-    def probabilities(self, image: Volume, name: str = "the image") -> Array:
-        """``(C,I,J,K)`` at the input's resolution, in RAS order."""
-        total: Array = np.zeros(0)
-        for member in self.members:
-            prepared = torch.from_numpy(to_model_grid(image, member.plan, name))
-            on_model_grid = member_probabilities(member, prepared, self.device, self.precision)
-            fine = to_input_resolution(on_model_grid, image.grid)
-            total = fine if not total.size else total + fine
-        return total / len(self.members)
+    def probabilities(self, image: Volume, name: str = "the image") -> Iterator[tuple[Place, Array]]:
+        """Tile by tile, places of the input's grid in RAS order and the ``(C,...)`` float32 probabilities there."""
+        return probabilities_on(self._fine(image, name, ras_grid(image.grid).shape), self.plan.out_channels)
 
     def label_map_on_model_grid(self, image: Volume, name: str = "the image") -> Array:
-        """``(I,J,K)`` on the model's grid: what the paper protocol scores as ``grid=model``. One member only."""
-        prepared = torch.from_numpy(to_model_grid(image, self.plan, name))
-        return decide(member_probabilities(self.members[0], prepared, self.device, self.precision), self.plan)
+        """``(I,J,K)`` on the model's grid: the paper protocol, where members share it, scores it too."""
+        chosen = choices_on(self._fine(image, name, None), self.plan.out_channels)
+        return keep_largest(label_values(chosen, self.plan), self.clean)
+
+    def _fine(self, image: Volume, name: str, shape: Shape | None) -> list[FineSweep]:
+        prepared = [torch.from_numpy(to_model_grid(image, member.plan, name)) for member in self.members]
+        return fine_sweeps(self.members, prepared, shape, self.device, self.precision, self.room)
 
 
-@torch.inference_mode()
-def member_probabilities(member: Member, image_MIJK: Tensor, device: torch.device, precision: torch.dtype) -> Array:
-    """``(C,I,J,K)`` softmax or sigmoid output for an image on the model's grid."""
+def fine_sweeps(
+    members: Sequence[Member],
+    prepared_MIJK: Sequence[Tensor],
+    shape: Shape | None,
+    device: torch.device,
+    precision: torch.dtype,
+    room: Room,
+) -> list[FineSweep]:
+    """Sweeps of all members over one image, to be looked at on a grid of ``shape`` (None: the first's own)."""
+    bands = [_bands(member, image) for member, image in zip(members, prepared_MIJK, strict=True)]
+    axis = min(range(3), key=lambda a: sum(band[a] for band in bands))
+    most_bytes = int(room.memory_gb * 1e9 / len(members))
+    sweeps = []
+    for member, image in zip(members, prepared_MIJK, strict=True):
+        answer = 4 * member.plan.out_channels * math.prod(member.plan.window)
+        sweep = Sweep(
+            _network(member, device, precision),
+            image.to(device),
+            member.plan.window,
+            axis,
+            batch_size=max(1, min(MOST_WINDOWS_AT_ONCE, most_bytes // 8 // answer)),
+            most_bytes=most_bytes - answer,
+            scratch=room.scratch,
+        )
+        sweeps.append(FineSweep(sweep, shape or sweep.shape, member.plan.written_numbers))
+    return sweeps
 
+
+def _bands(member: Member, image_MIJK: Tensor) -> list[int]:
+    """Values in a band of planes one window thick, for each axis it might be swept along."""
+    sizes = [max(s, w) for s, w in zip(image_MIJK.shape[1:], member.plan.window, strict=True)]
+    voxels = math.prod(sizes)
+    return [voxels // size * min(size, w + 1) for size, w in zip(sizes, member.plan.window, strict=True)]
+
+
+def _network(member: Member, device: torch.device, precision: torch.dtype) -> Network:
     def network(windows: Tensor) -> Tensor:
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             logits: Tensor = member.model(windows)
         return logits
 
-    logits = sliding_window(network, image_MIJK.to(device), member.plan.window)
-    probability = torch.sigmoid(logits) if member.plan.merged else torch.softmax(logits, 0)
-    array: Array = probability.cpu().numpy()
-    return array
+    if not member.mirror:
+        return network
+    axes, sides = mirror_axes(member.plan)
+    return mirrored(network, axes, sides=sides, sigmoid=not member.plan.softmax)
+
+
+def mirror_axes(plan: Plan) -> tuple[tuple[int, ...], list[int]]:
+    """Along which axes a window may be mirrored, and which channel each channel becomes in a mirror along I.
+
+    Regions whose mirror images are no regions forbid mirroring along I.
+    """
+    swap = dict(plan.mirroring.swaps) | {other: one for one, other in plan.mirroring.swaps}
+    if plan.merged:
+        return plan.mirroring.axes, [0]
+    targets = [{value} for value in (0, *plan.classes)] if plan.softmax else [set(v) for v in plan.regions.values()]
+    images = [{swap.get(value, value) for value in target} for target in targets]
+    if any(image not in targets for image in images):
+        return tuple(axis for axis in plan.mirroring.axes if axis != 0), list(range(len(targets)))
+    return plan.mirroring.axes, [targets.index(image) for image in images]
 
 
 def dice_on_model_grid(
-    model: nn.Module, plan: Plan, cases: Iterable[PreparedCase], device: torch.device, precision: torch.dtype
+    model: nn.Module,
+    plan: Plan,
+    cases: Iterable[PreparedCase],
+    device: torch.device,
+    precision: torch.dtype,
+    room: Room | None = None,
 ) -> dict[str, float]:
-    """Mean Dice over whole prepared volumes, by class and as their ``mean``: what training is steered by.
+    """Mean Dice over whole prepared volumes, by class or region and as their ``mean``: what training is steered by.
 
     A class that is in neither label nor output of a case counts for nothing there; in just one of them, for 0.
     """
     model.eval()
     by_class: dict[str, list[float]] = {name: [] for name in plan.targets}
+    member = Member(model, plan)
     for case in cases:
         image = torch.from_numpy(np.array(case.image))
-        probability = member_probabilities(Member(model, plan), image, device, precision)
-        found = likeliest_channel(probability, plan)
-        for channel, name in enumerate(plan.targets, start=1):
-            a, b = found == channel, case.label == channel
+        sweeps = fine_sweeps([member], [image], None, device, precision, room or Room())
+        found = choices_on(sweeps, plan.out_channels)
+        counts = case.label != IGNORED
+        for name, numbers in plan.numbered_targets.items():
+            a, b = np.isin(found, numbers) & counts, np.isin(case.label, numbers)
             if voxels := int(a.sum()) + int(b.sum()):
                 by_class[name].append(2 * int((a & b).sum()) / voxels)
     means = {name: float(np.mean(values)) if values else float("nan") for name, values in by_class.items()}

@@ -12,15 +12,13 @@ from medvisionllama.data.decathlon import read_task
 from medvisionllama.data.phantom import PhantomSettings, phantom_case
 from medvisionllama.data.plan import IntensityRule, Plan
 from medvisionllama.data.preprocess import (
-    back_to_input_grid,
     body_mask,
-    decide,
     label_to_model_grid,
     model_shape,
     normalise,
-    to_input_resolution,
     to_model_grid,
 )
+from medvisionllama.data.way_back import back_to_input_grid, decide, to_input_resolution
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import Affine, Array, Grid, Volume, onto_axes_of, ras_grid, resample_onto
 
@@ -61,8 +59,8 @@ def one_hot(label_IJK: Array, channels: int) -> Array:
 
 def there_and_back(label: Volume, plan: Plan) -> Volume:
     probability = one_hot(label_to_model_grid(label, plan), len(plan.classes) + 1)
-    probability = probability[1:] if plan.merged else probability
-    return back_to_input_grid(to_input_resolution(probability, label.grid), label.grid, plan)
+    probability = probability[1:2] if plan.merged else probability
+    return back_to_input_grid(decide(to_input_resolution(probability, label.grid), plan), label.grid)
 
 
 def with_spacing_of(plan: Plan, grid: Grid) -> Plan:
@@ -311,7 +309,7 @@ def test_edges_are_decided_on_the_fine_grid() -> None:
     slanted = np.add.outer(2 * np.arange(32), np.arange(32))[..., None].repeat(4, 2) > 50
     sure = slanted.reshape(8, 4, 8, 4, 4).mean((1, 3))  # how much of a coarse voxel is foreground
     grid, plan = Grid((32, 32, 4), np.eye(4)), replace(NATIVE, classes={1: "a"})
-    fine = back_to_input_grid(to_input_resolution(np.stack([1 - sure, sure]), grid), grid, plan)
+    fine = back_to_input_grid(decide(to_input_resolution(np.stack([1 - sure, sure]), grid), plan), grid)
     blocks = (sure > 0.5).repeat(4, 0).repeat(4, 1)
     errors = [int((answer != slanted).sum()) for answer in (fine.array == 1, blocks)]
     assert errors[0] < errors[1] / 2

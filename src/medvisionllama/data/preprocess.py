@@ -1,6 +1,6 @@
-"""From a stored volume to the model's grid, and from the model's output back to the input's own grid.
+"""From a stored volume to the model's grid; ``way_back`` leads back.
 
-Axes: ``M`` modalities, ``C`` output channels, ``I J K`` voxels.
+Axes: ``M`` modalities, ``I J K`` voxels.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import numpy as np
 
 from medvisionllama.data.plan import IGNORED, IntensityRule, Plan
 from medvisionllama.errors import InputError
-from medvisionllama.geometry import Array, Grid, Shape, Volume, onto_axes_of, ras_grid, resize, to_ras
+from medvisionllama.geometry import Array, Grid, Shape, Volume, ras_grid, resize, to_ras
 
 # A constant must fill this much of an image to count as background around a body.
 BACKGROUND_SHARE = 0.1
@@ -96,43 +96,3 @@ def body_mask(channel_IJK: Array) -> Array:
     if outside.mean() < BACKGROUND_SHARE or not inside.size or inside.min() == inside.max():
         return np.ones(channel_IJK.shape, dtype=bool)
     return ~outside
-
-
-def to_input_resolution(probability_CIJK: Array, grid: Grid) -> Array:
-    """Probabilities stretched linearly from the model's grid to the input's size, still in RAS order."""
-    return resize(probability_CIJK, ras_grid(grid).shape, order=1)
-
-
-def back_to_input_grid(probability_CIJK: Array, grid: Grid, plan: Plan) -> Volume:
-    """The label map on the input's own grid: same size, same affine, the task's own label values.
-
-    It is decided on the fine grid, so that edges follow the model and not its voxels. In the paper protocol the
-    merged foreground is 1.
-
-    Args:
-        probability_CIJK: Softmax or sigmoid output at the input's resolution (:func:`to_input_resolution`).
-        grid: The input's.
-        plan: The one the input was prepared with.
-    """
-    in_ras_order = Volume(decide(probability_CIJK, plan), ras_grid(grid).affine)
-    return Volume(onto_axes_of(in_ras_order, grid).array, grid.affine)
-
-
-def likeliest_channel(probability_CIJK: Array, plan: Plan) -> Array:
-    """``(I,J,K)`` uint8: the output channel chosen for each voxel, numbered as :func:`label_to_model_grid` does.
-
-    The likeliest class; in the paper protocol 1 where the sigmoid target is above one half.
-    """
-    chosen = probability_CIJK[0] > 0.5 if plan.merged else probability_CIJK.argmax(axis=0)
-    channels: Array = chosen.astype(np.uint8)
-    return channels
-
-
-def decide(probability_CIJK: Array, plan: Plan) -> Array:
-    """Label values ``(I,J,K)`` from probabilities: the task's own, or 1 for the merged foreground."""
-    channels = likeliest_channel(probability_CIJK, plan)
-    if plan.merged:
-        return channels
-    values = np.array([0, *plan.classes])
-    label_map: Array = values.astype(np.min_scalar_type(values.max()))[channels]
-    return label_map
