@@ -11,14 +11,15 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from medvisionllama.config import Experiment
 from medvisionllama.data.plan import Protocol
 from medvisionllama.data.splits import Splits
 from medvisionllama.models.medvisionllama import ModelConfig
+from medvisionllama.models.network import NetworkConfig
+from medvisionllama.recipe import Recipe
 from medvisionllama.run_folder import to_json
-from medvisionllama.train import Recipe
 
 KEY_LETTERS = 16
 # Files of a language model's folder up to this size are read for its digest; of larger ones name and size count.
@@ -45,7 +46,7 @@ class Cell:
 
     task: str
     model: str
-    config: ModelConfig
+    config: NetworkConfig
     recipe: Recipe
     splits: str
     block: str = ""
@@ -58,11 +59,12 @@ class Cell:
     def settings(self) -> dict[str, Any]:
         """All that decides the result, in plain JSON: a folder of weights stands as what it holds."""
         config = asdict(self.config)
-        source = str(config["middle"]["block"]["source"])
-        if config["middle"]["kind"] == "none":
-            del config["middle"]["block"]  # no block stands there, whatever its settings
-        elif Path(source).is_dir():
-            config["middle"]["block"]["source"] = folder_digest(Path(source))
+        if isinstance(self.config, ModelConfig):
+            source = Path(self.config.middle.block.source)
+            if self.config.middle.kind == "none":
+                del config["middle"]["block"]  # no block stands there, whatever its settings
+            elif source.is_dir():
+                config["middle"]["block"]["source"] = folder_digest(source)
         own = {
             "task": self.task,
             "protocol": self.protocol,
@@ -83,12 +85,12 @@ class Cell:
     @property
     def name(self) -> str:
         """For people: model, block, how it starts, share and seed; and the key, since others may be called alike."""
-        middle = self.config.middle
         parts = [self.task.split("_")[0], self.model]
-        if middle.kind != "none":
-            parts += [Path(self.block).name] if self.block else []
-            parts += [] if middle.kind == "language" else [middle.kind]
-            parts += [middle.block.init] if middle.kind == "language" else []
+        if isinstance(self.config, ModelConfig) and self.config.middle.kind != "none":
+            middle = self.config.middle
+            parts += [self.block] if self.block else []
+            parts += [middle.block.init if middle.kind == "language" else middle.kind]
+            parts += [] if middle.lora == "both" else [f"lora-{middle.lora}"]
         parts += [f"{100 * self.fraction:g}pc", f"f{self.fold}", f"s{self.seed}", self.key[:8]]
         return "-".join(parts)
 
@@ -118,12 +120,13 @@ def completed(settings: dict[str, Any]) -> dict[str, Any]:
 
     A new setting's default is the former behaviour, so that what was measured before stays the same cell.
     """
-    config, recipe = _plain(asdict(ModelConfig())), _plain(asdict(Recipe()))
-    if "block" not in settings["config"]["middle"]:
+    defaults = (_plain(asdict(kind())) for kind in get_args(NetworkConfig))
+    config = next(of_kind for of_kind in defaults if of_kind.get("kind") == settings["config"].get("kind"))
+    if "middle" in config and "block" not in settings["config"]["middle"]:
         del config["middle"]["block"]
     return settings | {
         "config": _filled(settings["config"], config),
-        "recipe": _filled(settings["recipe"], recipe),
+        "recipe": _filled(settings["recipe"], _plain(asdict(Recipe()))),
     }
 
 

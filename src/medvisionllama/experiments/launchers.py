@@ -1,32 +1,165 @@
-"""Who walks: processes of this machine, jobs of a Slurm cluster, or workers of Ray. All walk the same list."""
+"""Who walks: processes of this machine, jobs of a Slurm cluster, or workers of Ray. All walk the same list.
+
+A launcher decides nothing but where workers run. Since every worker looks for work by itself, one more or one less,
+or a second launch beside the first, changes nothing but the time it takes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import shlex
+import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal
 
-from medvisionllama.experiments.suite import Walked, Work, walk
+import torch
+
+from medvisionllama.errors import InputError
+from medvisionllama.experiments.suite import Tell, Walked, Work, walk
 from medvisionllama.listener import Listener
+from medvisionllama.run_folder import write_text
 
-Launch = Callable[[Work, int], Walked]
+Launcher = Literal["local", "slurm", "slurm-local", "slurm-script", "ray"]
+LAUNCHERS: tuple[Launcher, ...] = ("local", "slurm", "slurm-local", "slurm-script", "ray")
 
 
-def launch_local(work: Work, processes: int, listener: Listener | None = None) -> Walked:
-    """So many processes of this machine; one walks right here.
+@dataclass(frozen=True)
+class Job:
+    """What a cluster gives each worker.
 
-    Without a number of threads, the processes share the cores evenly.
+    Attributes:
+        minutes: Longest time; a worker that is stopped leaves a cell that goes on later.
+        memory_gb: Of the node.
+        partition: Of the cluster; empty for its default.
+    """
+
+    minutes: int = 24 * 60
+    memory_gb: int = 16
+    partition: str = ""
+
+
+def launch(
+    launcher: Launcher,
+    work: Work,
+    workers: int,
+    tell: Tell = print,
+    listener: Listener | None = None,
+    job: Job | None = None,
+) -> Walked:
+    """Let so many workers walk, and say what became of the cells.
+
+    Raises:
+        InputError: A launcher's package is not installed.
+    """
+    job = job or Job()
+    if launcher == "local":
+        return launch_local(work, workers, tell, listener)
+    if launcher == "ray":
+        return launch_ray(work, workers)
+    return launch_slurm(work, workers, job, cluster="slurm" if launcher == "slurm" else "local")
+
+
+def launch_local(work: Work, processes: int, tell: Tell = print, listener: Listener | None = None) -> Walked:
+    """So many processes of this machine; a single one walks right here.
+
+    Without a number of threads the processes share the cores evenly; with several GPUs each takes its own by turns.
     """
     if processes == 1:
-        return walk(work, listener=listener)
+        return walk(work, tell=tell, listener=listener)
     # Spawned, not forked: a forked process inherits torch's threads and locks in whatever state they are.
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         walks = [pool.submit(walk, _with_threads(work, processes), worker, processes) for worker in range(processes)]
         return together([each.result() for each in walks])
 
 
-def together(walks: list[Walked]) -> Walked:
+def launch_slurm(work: Work, jobs: int, job: Job, cluster: Literal["slurm", "local"] = "slurm") -> Walked:
+    """So many jobs by submitit, waited for; ``local`` runs them as processes here, which is how it is tested.
+
+    Raises:
+        InputError: submitit is not installed, or there is no Slurm here.
+    """
+    try:
+        from submitit import AutoExecutor
+    except ImportError as error:
+        raise _not_installed("submitit", "slurm") from error
+    try:
+        executor = AutoExecutor(folder=work.runs / "submitit", cluster=cluster)
+    except RuntimeError as error:
+        raise InputError(
+            "there is no Slurm here", got=str(error), mend="Use --launcher slurm-script to write a script for sbatch."
+        ) from error
+    own = {"slurm_partition": job.partition} if job.partition and cluster == "slurm" else {}
+    executor.update_parameters(
+        timeout_min=job.minutes,
+        mem_gb=job.memory_gb,
+        cpus_per_task=work.threads or 1,
+        gpus_per_node=0 if work.device == "cpu" or not _wants_gpu(work, cluster) else 1,
+        name="medvisionllama",
+        **own,
+    )
+    walks = executor.map_array(walk, [work] * jobs, range(jobs), [jobs] * jobs)
+    return together([each.result() for each in walks])
+
+
+def launch_ray(work: Work, workers: int) -> Walked:
+    """So many workers of Ray: of the cluster that this machine belongs to, else of this machine alone.
+
+    Raises:
+        InputError: Ray is not installed.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise _not_installed("ray", "ray") from error
+    began = not ray.is_initialized()
+    if began:
+        ray.init(num_cpus=max(workers, os.cpu_count() or 1), include_dashboard=False, log_to_driver=False)
+    try:
+        gpus = 1 if work.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= workers else 0
+        remote = ray.remote(num_cpus=1, num_gpus=gpus)(walk)
+        walks = [remote.remote(_with_threads(work, workers), worker, workers) for worker in range(workers)]
+        return together(ray.get(walks))
+    finally:
+        if began:
+            ray.shutdown()
+
+
+def write_slurm_script(command: Sequence[str], path: Path, jobs: int, job: Job, *, threads: int, gpu: bool) -> Path:
+    """A script for ``sbatch`` alone, for clusters without submitit: an array of workers that all walk the same list.
+
+    Args:
+        command: What one worker runs, ``medvisionllama reproduce ...`` with the local launcher and one process.
+        path: The script to write.
+        jobs: How many workers.
+        job: What each is given.
+        threads: CPUs of each.
+        gpu: Whether each has a GPU.
+    """
+    lines = [
+        "#!/bin/bash",
+        "#SBATCH --job-name=medvisionllama",
+        f"#SBATCH --array=0-{jobs - 1}",
+        f"#SBATCH --time={job.minutes}",
+        f"#SBATCH --mem={job.memory_gb}G",
+        f"#SBATCH --cpus-per-task={threads}",
+        *([f"#SBATCH --partition={job.partition}"] if job.partition else []),
+        *(["#SBATCH --gpus=1"] if gpu else []),
+        f"#SBATCH --output={path.stem}-%A_%a.log",
+        "",
+        "# Every worker takes the next cell that has no row and that no other holds; submit it again to go on.",
+        f"{shlex.quote(sys.executable)} -m medvisionllama.cli {shlex.join(command)} "
+        f"--worker $SLURM_ARRAY_TASK_ID --workers {jobs}",
+        "",
+    ]
+    write_text(path, "\n".join(lines))
+    return path
+
+
+def together(walks: Sequence[Walked]) -> Walked:
     """What became of each cell over all walks: measured by one counts for all."""
     order = ("measured", "there already", "failed", "held by another")
     merged = Walked()
@@ -41,6 +174,15 @@ def together(walks: list[Walked]) -> Walked:
 
 
 def _with_threads(work: Work, processes: int) -> Work:
-    import os
-
     return work if work.threads else replace(work, threads=max(1, (os.cpu_count() or 1) // processes))
+
+
+def _wants_gpu(work: Work, cluster: str) -> bool:
+    """On a cluster a GPU is asked for unless the CPU is named; here, where there is one."""
+    return cluster == "slurm" or torch.cuda.is_available()
+
+
+def _not_installed(package: str, extra: str) -> InputError:
+    return InputError(
+        f"{package} is not installed", mend=f"pip install 'medvisionllama[{extra}]', or --launcher local."
+    )

@@ -7,17 +7,20 @@ equal, so that within a seed and a case two middles are a pair (SPEC 3, 8).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from medvisionllama.data.augment import AugmentConfig
 from medvisionllama.errors import InputError
 from medvisionllama.experiments.cells import Cell
 from medvisionllama.models.medvisionllama import ModelConfig
 from medvisionllama.models.zoo import named, with_block
-from medvisionllama.train import Recipe
+from medvisionllama.recipe import Recipe
+from medvisionllama.run_folder import to_json
 
 NAME = "does-pretraining-matter"
 MIDDLES = ("none", "identity", "random", "random-matched", "shuffled", "pretrained", "trained")
@@ -123,3 +126,60 @@ def study_network(network: str, middle: str, source: str, lora: str = "both", se
     if middle not in ("identity", "pretrained"):  # a start drawn at random is drawn anew for each seed
         stage = replace(stage, block=replace(stage.block, seed=seed))
     return replace(config, middle=stage)
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """Where a cell stands in the study: all but its seed."""
+
+    task: str
+    block: str
+    network: str
+    lora: str
+    fraction: float
+    steps: int
+    middle: str
+
+    def with_middle(self, middle: str) -> Place:
+        """The same place around another middle; without a middle, there is neither block nor adapter."""
+        if middle == "none":
+            return replace(self, middle=middle, block="", lora="")
+        return replace(self, middle=middle)
+
+
+def place_of(settings: Mapping[str, Any], model: str, block: str) -> Place | None:
+    """Where settings stand in the study; None where they are of another study.
+
+    Args:
+        settings: Of a cell, as :meth:`~medvisionllama.experiments.cells.Cell.settings` gives them, completed.
+        model: The cell's.
+        block: What tables call its language model.
+    """
+    network = {**{name: name for name in NETWORKS}, **{bare: name for name, bare in NETWORKS.items()}}.get(model)
+    recipe = json.loads(to_json(asdict(replace(RECIPE, steps=settings["recipe"]["steps"] or 1))))
+    if network is None or settings["recipe"] != recipe or settings["protocol"] != "native" or settings["fold"] != 0:
+        return None
+    middle = settings["config"]["middle"]
+    name = middle["kind"]
+    if name == "language":
+        name = middle["block"]["init"]
+    if name not in MIDDLES:
+        return None
+    where = Place(
+        settings["task"], block, network, middle["lora"], settings["fraction"], settings["recipe"]["steps"], name
+    )
+    return where.with_middle(name)
+
+
+def planned_places() -> dict[Place, set[int]]:
+    """The study as it was planned, whatever of it a command asks for: places and their seeds."""
+    task, steps, seeds = "Task04_Hippocampus", RECIPE.steps, {0, 1, 2, 3, 4}
+    asked = [
+        ("minilm-l6", tuple(NETWORKS), ("none", "identity", "random-matched", "shuffled", "pretrained")),
+        ("stories260K", ("medvisionllama-u",), ("shuffled", "pretrained")),
+    ]
+    return {
+        Place(task, block, network, "both", fraction, steps, middle).with_middle(middle): set(seeds)
+        for block, networks, middles in asked
+        for network, middle, fraction in product(networks, middles, (0.1, 1.0))
+    }

@@ -63,8 +63,9 @@ class Row:
     Attributes:
         key: The cell's, as of today's settings (:func:`~medvisionllama.experiments.cells.completed`).
         name: The cell's, for people.
-        task, model, block, protocol, grid, fold, fraction, seed, steps: As in the cell.
-        settings: All of the cell's settings.
+        model: The cell's.
+        block: The cell's.
+        settings: All of the cell's settings, completed.
         parts: By ``validation`` and ``test``; in the paper protocol ``validation/native``, ``validation/model`` ...
         seconds: Of training alone.
         content: The whole file.
@@ -171,22 +172,22 @@ def read_row(path: Path) -> Row:
     try:
         parts = {name: _scores(part) for name, part in content["parts"].items()}
         row = Row(
-            key_of(completed(content["settings"])),
+            key_of(settings := completed(content["settings"])),
             content["name"],
             content["model"],
             content["block"],
-            content["settings"],
+            settings,
             parts,
             float(content["training_seconds"]),
             content,
         )
-        holds = key_of(row.settings) == content["key"]
+        holds = key_of(content["settings"]) == content["key"]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} cannot be understood", got=f"{type(error).__name__}: {error}") from error
     if not holds:
         raise InputError(
             f"{path} was measured with other settings than its key says",
-            got=f"key {content['key']}, settings that give {key_of(row.settings)}",
+            got=f"key {content['key']}, settings that give {key_of(content['settings'])}",
             mend="The file was edited: restore it, or take it out of the folder.",
         )
     return row

@@ -1,0 +1,152 @@
+"""What a matrix would take: cells, hours, disk, and what is not at hand yet with the command that brings it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from medvisionllama.errors import InputError
+from medvisionllama.experiments.cells import Cell
+from medvisionllama.experiments.rows import Row
+from medvisionllama.experiments.suite import Work
+from medvisionllama.experiments.tables import TASKS
+from medvisionllama.language.catalog import CATALOG
+from medvisionllama.language.fetch import locate
+from medvisionllama.language.source import find_source
+from medvisionllama.models.costs import cost_of
+from medvisionllama.models.medvisionllama import ModelConfig
+
+# A training step is about three forward passes: one forward, twice that backward.
+PASSES_A_STEP = 3
+# What convolutions and small products reach of the speed of one large product. Rough, and said to be.
+REACHED = 0.25
+NATIVE_EDGE = 48  # a window of the native protocol is planned from the data; of small ones about this edge
+BYTES_A_WEIGHT = 4
+BYTES_OF_PREDICTIONS = 20e6
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What the cells that are not measured yet would take.
+
+    Attributes:
+        cells: All of them.
+        measured: Those with a row.
+        hours: Of training on one worker; rough.
+        basis: Where the hours come from.
+        gigabytes: Of run folders.
+        missing: What is not at hand, and how to get it.
+    """
+
+    cells: Sequence[Cell]
+    measured: Collection[str]
+    hours: float
+    basis: str
+    gigabytes: float
+    missing: Sequence[str]
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        for cell in self.cells:
+            yield f"{'there' if cell.key in self.measured else 'to do'}  {cell.name}"
+        left = sum(cell.key not in self.measured for cell in self.cells)
+        yield f"{len(self.cells)} cells, {left} to do: about {self.hours:.1f} h on one worker ({self.basis})"
+        yield f"run folders of about {self.gigabytes:.1f} GB"
+        yield from self.missing
+
+
+def forecast(work: Work, rows: Mapping[str, Row], *, all_tasks: bool = False) -> Forecast:
+    """Say what there is to do without doing it; reads no image and asks no hub.
+
+    Args:
+        work: The matrix.
+        rows: What has been measured, by key.
+        all_tasks: Whether the table is about all ten tasks of the Decathlon.
+    """
+    left = [cell for cell in work.cells if cell.key not in rows]
+    paces = _paces(rows.values())
+    speed = _speed(torch.device("cpu")) if any(_pace_key(c) not in paces for c in left) else 1.0
+    seconds, known = 0.0, 0
+    for cell in left:
+        steps = _steps(cell, work)
+        if _pace_key(cell) in paces:
+            seconds, known = seconds + steps * paces[_pace_key(cell)], known + 1
+        else:
+            seconds += steps * _operations(cell) * PASSES_A_STEP * cell.recipe.batch_size / (speed * REACHED)
+    basis = "the pace of rows already measured" if known == len(left) else "counted operations at this machine's speed"
+    size = sum(_trained(cell) * BYTES_A_WEIGHT + BYTES_OF_PREDICTIONS for cell in left) / 1e9
+    missing = [*_missing_blocks(left, work), *(_missing_tasks(work) if all_tasks else [])]
+    return Forecast(work.cells, set(rows), seconds / 3600, basis, size, missing)
+
+
+def _pace_key(cell: Cell) -> tuple[str, str, str, int]:
+    return (cell.model, cell.block, cell.protocol, cell.grid if cell.protocol == "paper" else 0)
+
+
+def _paces(rows: Collection[Row]) -> dict[tuple[str, str, str, int], float]:
+    """Seconds a step by kind of cell."""
+    paces: dict[tuple[str, str, str, int], float] = {}
+    for row in rows:
+        kind = (row.model, row.block, str(row.settings["protocol"]), int(row.settings["grid"] or 0))
+        paces[kind] = row.seconds / max(1, row.steps)
+    return paces
+
+
+def _steps(cell: Cell, work: Work) -> int:
+    if cell.recipe.steps:
+        return cell.recipe.steps
+    training = len(work.splits[cell.splits].training(cell.fold, cell.fraction))
+    return cell.recipe.epochs * -(-training // cell.recipe.batch_size)
+
+
+def _operations(cell: Cell) -> float:
+    edge = cell.grid if cell.protocol == "paper" else NATIVE_EDGE
+    return float(cost_of(replace(cell.config, input_size=(edge, edge, edge))).flops)
+
+
+def _trained(cell: Cell) -> int:
+    edge = cell.grid if cell.protocol == "paper" else NATIVE_EDGE
+    return cost_of(replace(cell.config, input_size=(edge, edge, edge))).trainable_parameters
+
+
+def _speed(device: torch.device) -> float:
+    """Operations a second of one large product."""
+    matrix = torch.ones(768, 768, device=device)
+    best = float("inf")
+    for _ in range(4):
+        started = time.perf_counter()
+        float((matrix @ matrix)[0, 0])
+        best = min(best, time.perf_counter() - started)
+    return 2 * 768**3 / best
+
+
+def _missing_blocks(cells: Sequence[Cell], work: Work) -> list[str]:
+    told: dict[str, str] = {}
+    for cell in cells:
+        if not isinstance(cell.config, ModelConfig) or cell.config.middle.kind not in ("language", "trained"):
+            continue
+        block = cell.config.middle.block
+        if block.source in told or block.init == "random":
+            continue
+        try:
+            locate(find_source(block.source, block.revision), block.layers, cache=work.cache, hub=None)
+        except InputError:
+            entry = CATALOG.get(block.source)
+            gate = " (accept its licence on the hub first, and log in)" if entry is not None and entry.gated else ""
+            told[block.source] = f"missing weights  {block.source}: medvisionllama blocks fetch {block.source}{gate}"
+        else:
+            told[block.source] = ""
+    return [line for line in told.values() if line]
+
+
+def _missing_tasks(work: Work) -> list[str]:
+    lacking = [task for task in TASKS if task not in work.datasets]
+    return [f"missing task  {task}: medvisionllama download {task} --to {_above(work)}" for task in lacking]
+
+
+def _above(work: Work) -> Path:
+    return next((folder.parent for folder in work.datasets.values()), Path("DATA"))

@@ -1,0 +1,77 @@
+"""The papers' figures from rows: what a figure reads of a run folder is written out of the row, the rest is looked up.
+
+Curves, boxes and charts need nothing but rows. Pictures of cases and activation maps lie in the run folders alone, so
+those figures need them to be still there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from medvisionllama.experiments.rows import Row
+from medvisionllama.reports.paper_figures import draw_paper_figure
+from medvisionllama.run_folder import METRICS, RunFolder, ScoreRow, to_json, write_json, write_scores, write_text
+
+
+def draw_from_rows(figure: str, rows: Sequence[tuple[str, Row]], runs: Path, out: Path, part: str) -> list[Path]:
+    """Draw a figure of the papers into ``OUT/FIGURE.png`` and ``.svg``.
+
+    Args:
+        figure: A name of ``reports.paper_figures``.
+        rows: What each is called, and what was measured.
+        runs: Where the run folders are, as far as they are still there.
+        out: Where to write.
+        part: The part's title, such as ``test, native grid``.
+
+    Raises:
+        InputError: The rows, and the run folders that are left, lack what it shows.
+    """
+    with TemporaryDirectory() as folder:
+        places = []
+        for index, (printed, row) in enumerate(rows):
+            kept = runs / str(row.content["name"])
+            place = Path(folder) / f"{index:03d}"
+            write_as_run(row, printed, place)
+            _borrow(kept, place)
+            places.append(place)
+        return draw_paper_figure(figure, places, out, part)
+
+
+def write_as_run(row: Row, printed: str, folder: Path) -> None:
+    """What of a run folder a row still knows: summary, log, scores."""
+    run = RunFolder(folder)
+    content = row.content
+    summary = {
+        "format": 1,
+        "model": printed,
+        "block": content["identity"],
+        "seed": row.seed,
+        "fraction": row.fraction,
+        "fold": row.settings["fold"],
+        "steps": row.steps,
+        "seconds": row.seconds,
+        "parameters": content["parameters"],
+        "cases": content["cases"],
+    }
+    write_json(run.summary, summary)
+    write_json(run.environment, content["environment"])
+    write_text(run.log, "".join(to_json(entry, None) + "\n" for entry in content["log"]))
+    for where, scores in row.parts.items():
+        table = [
+            ScoreRow(case, name, metric, float(scores.values[metric][i, j]))
+            for metric in METRICS
+            for i, name in enumerate(scores.classes)
+            for j, case in enumerate(scores.cases)
+        ]
+        write_scores(folder / where / "scores.csv", table)
+        write_json(folder / where / "summary.json", {"tolerance_mm": scores.tolerance_mm, "classes": {}})
+
+
+def _borrow(kept: Path, place: Path) -> None:
+    """Point to the pictures and maps that the run folder still holds."""
+    for found in [*kept.glob("*/**/pictures"), *kept.glob("maps")]:
+        target = place / found.relative_to(kept)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(found.resolve(), target_is_directory=True)
