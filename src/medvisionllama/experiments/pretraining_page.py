@@ -210,7 +210,7 @@ def _answer(lines: Sequence[Line], measured: Measured) -> str:
                 f"widest only those beyond ±{100 * max(bounds):.2f}."
             )
         if few:
-sentence += f" {_counted(len(few), 'comparison')} of one seed alone, which says nothing of spread."
+            sentence += f" {_counted(len(few), 'comparison')} of one seed alone, which says nothing of spread."
         sentences.append(sentence)
     whole = [line for line in lines if line.first == "none" and line.effect.detected]
     if any(line.first == "none" for line in lines):
