@@ -5,7 +5,8 @@ import torch
 from monai.losses import DiceCELoss, DiceLoss
 from torch import Tensor
 
-from medvisionllama.losses import LabelReading, LossName, segmentation_loss, soft_dice_loss
+from medvisionllama.label_reading import LabelReading
+from medvisionllama.losses import LossName, segmentation_loss, soft_dice_loss
 
 SIZE = (5, 4, 3)
 NAMES: list[LossName] = ["dice_ce", "ce", "dice_bce", "bce"]

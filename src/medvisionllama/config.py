@@ -11,9 +11,11 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from medvisionllama.data.plan import EVEN_STRIDES, Plan, Protocol, reduction
+from medvisionllama.data.plan import EVEN_STRIDES, Plan, Protocol, fitted_to_memory, reduction
 from medvisionllama.errors import InputError
+from medvisionllama.geometry import Shape
 from medvisionllama.models.medvisionllama import ModelConfig
+from medvisionllama.models.memory import training_memory_gb
 from medvisionllama.models.network import NetworkConfig
 from medvisionllama.models.peers.dynunet import DynUNetConfig
 from medvisionllama.models.zoo import network_named, with_block
@@ -62,6 +64,8 @@ class Experiment:
             InputError: The loss does not go with the plan's output, or the network cannot take the plan's window.
         """
         recipe = self.recipe
+        if plan.batch_size is not None:
+            recipe = replace(recipe, batch_size=plan.batch_size)
         if plan.regions and not plan.merged:
             recipe = recipe.for_regions()
         if recipe.for_softmax != plan.softmax:
@@ -80,6 +84,24 @@ class Experiment:
             return replace(self, recipe=recipe, model=replace(self.model, **ends))
         except ValueError as error:
             raise InputError(f"{self.model_name} does not fit the plan", got=str(error)) from error
+
+    def within(self, memory_gb: float, plan: Plan) -> Plan:
+        """The plan with window and batch as large as the network's training can bear.
+
+        Raises:
+            InputError: Nothing fits.
+        """
+
+        def needed_gb(window: Shape, batch_size: int) -> float:
+            fitted = self.fitted_to(replace(plan, window=window, batch_size=batch_size))
+            return fitted.memory_gb(window)
+
+        return fitted_to_memory(plan, memory_gb, needed_gb)
+
+    def memory_gb(self, window: Shape) -> float:
+        """About how many gigabytes a training step takes, once the network is fitted to a plan."""
+        half = self.recipe.precision == "bfloat16"
+        return training_memory_gb(self.model, window, self.recipe.batch_size, half_precision=half)
 
     def lasting(self, training_cases: int) -> Experiment:
         """The experiment with epochs turned into steps, once the number of training cases is known."""

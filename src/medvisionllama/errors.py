@@ -1,5 +1,9 @@
 """The one kind of error a user can mend."""
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class InputError(ValueError):
     """Bad input from outside: what was wrong, what was got and expected, and how to mend it.
@@ -20,3 +24,13 @@ class InputError(ValueError):
         details += [f"expected {expected}"] if expected else []
         self.fault_in_full = f"{fault}: {', '.join(details)}" if details else fault
         super().__init__(f"{self.fault_in_full}.{' ' + mend if mend else ''}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Between processes it stays as it is; made anew from its message it would end in two full stops."""
+        return _as_it_was, (str(self), self.__dict__)
+
+
+def _as_it_was(message: str, facts: dict[str, Any]) -> InputError:
+    error = InputError.__new__(InputError, message)
+    error.__dict__.update(facts)
+    return error

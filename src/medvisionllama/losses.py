@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+from medvisionllama.label_reading import EVERY_VOXEL_ITS_CLASS, LabelReading
+
 LossName = Literal["dice_ce", "ce", "dice_bce", "bce"]
 
 # Keeps the ratio defined where a class is absent from prediction and label; nnU-Net's value.
 SMOOTH = 1e-5
-
-
-@dataclass(frozen=True)
-class LabelReading:
-    """What the numbers of a label map mean to a loss.
-
-    Attributes:
-        regions: For each sigmoid target the class numbers it is made of, which may be in several (nnU-Net's regions);
-            empty where channel ``c`` is class ``c + 1`` alone.
-        ignored: The number of voxels nobody has labelled; they neither cost nor teach anything. None for no such.
-    """
-
-    regions: tuple[tuple[int, ...], ...] = ()
-    ignored: int | None = None
-
-
-EVERY_VOXEL_ITS_CLASS = LabelReading()
 
 
 def segmentation_loss(

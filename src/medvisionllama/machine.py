@@ -24,6 +24,8 @@ class Machine:
         block_source: Where a run's language block lies now, if its folder was moved; its hash is compared all the same.
         dataset: Where a run's data set lies now, if its folder was moved.
         processes: Those that train together, this one among them.
+        workers: Processes that prepare cases, at most; more than one are spawned, for which a script needs its
+            ``if __name__ == "__main__"``.
     """
 
     device: torch.device
@@ -34,6 +36,7 @@ class Machine:
     block_source: str | None = None
     dataset: str | None = None
     processes: Processes = ALONE
+    workers: int = 1
 
 
 def default_cache() -> Path:

@@ -42,6 +42,7 @@ def train_run(
     *,
     splits: Splits | None = None,
     max_minutes: float | None = None,
+    memory_gb: float | None = None,
     resume: bool = False,
     named: Collection[str] | None = None,
     command: Sequence[str] = (),
@@ -55,6 +56,7 @@ def train_run(
         machine: Where to compute.
         splits: Which cases train and validate; None to draw them from seed 0.
         max_minutes: Turned once into a number of steps, which is stored.
+        memory_gb: Of the device: window and batch are planned for it, and stored; None for what any machine can bear.
         resume: Go on where the folder's checkpoint stands; a finished run is left as it is.
         named: With ``resume``, which of the experiment's settings must be the folder's own; None for all of them.
         command: What the user typed, kept for the page.
@@ -67,7 +69,7 @@ def train_run(
     run = RunFolder(folder)
     run.refuse_other_version()
     resume = resume and run.config.exists()
-    setup = _stored(run, experiment, named, splits) if resume else _planned(experiment, run, splits)
+    setup = _stored(run, experiment, named, splits) if resume else _planned(experiment, run, splits, memory_gb)
     if resume and run.finished:
         listener.note(f"{folder} is finished already")
         finished: dict[str, Any] = read_json(run.summary)
@@ -82,8 +84,14 @@ def train_run(
     validation = setup.task.named(setup.splits.validation(fold))
     with processes.first_goes_first(each_machine=True):  # the others find the files there
         folder_of_all = machine.cache / "prepared"
-        prepared = prepare(training, plan, folder_of_all, lambda c: listener.track(list(c), "Preparing"))
-        to_validate = prepare(validation, plan, folder_of_all, lambda c: listener.track(list(c), "Preparing"))
+        everything = prepare(
+            [*training, *validation],
+            plan,
+            folder_of_all,
+            lambda c: listener.track(list(c), "Preparing"),
+            machine.workers,
+        )
+        prepared, to_validate = everything[: len(training)], everything[len(training) :]
 
     experiment = setup.experiment.lasting(len(training))
     seed, recipe = experiment.seed, experiment.recipe
@@ -101,6 +109,8 @@ def train_run(
     model.to(machine.device)
     if experiment.init_from is not None and not resume:
         listener.note(_take_over(model, Path(experiment.init_from)))
+    about = experiment.memory_gb(plan.window)
+    listener.note(f"window {plan.window}, batch {recipe.batch_size}: about {about:.2g} GB to train")
     watch = NormWatch(model.block) if model.block is not None else None
     if not resume:
         if max_minutes is not None:
@@ -170,7 +180,7 @@ class _Setup:
     plan: Plan
 
 
-def _planned(experiment: Experiment | None, run: RunFolder, splits: Splits | None) -> _Setup:
+def _planned(experiment: Experiment | None, run: RunFolder, splits: Splits | None, memory_gb: float | None) -> _Setup:
     """A new run's: every case's headers are looked at, then the training part is planned."""
     if run.config.exists():
         unfinished = not run.finished
@@ -187,6 +197,8 @@ def _planned(experiment: Experiment | None, run: RunFolder, splits: Splits | Non
     splits.verify(names)
     training = task.named(splits.training(experiment.fold, experiment.fraction))
     plan = make_plan(task, training, protocol=experiment.protocol, grid=experiment.grid)
+    if memory_gb is not None:
+        plan = experiment.within(memory_gb, plan)
     return _Setup(experiment.fitted_to(plan), task, splits, plan)
 
 

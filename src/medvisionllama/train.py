@@ -33,7 +33,8 @@ from medvisionllama.checkpoint import (
 from medvisionllama.data.augment import augment
 from medvisionllama.data.dataset import BatchSource
 from medvisionllama.errors import InputError
-from medvisionllama.losses import EVERY_VOXEL_ITS_CLASS, LabelReading, LossName, segmentation_loss
+from medvisionllama.label_reading import EVERY_VOXEL_ITS_CLASS, LabelReading
+from medvisionllama.losses import LossName, segmentation_loss
 from medvisionllama.processes import ALONE, Processes
 from medvisionllama.recipe import Recipe
 from medvisionllama.run_folder import FORMAT_VERSION, RunFolder, write_json

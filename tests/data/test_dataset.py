@@ -11,18 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medvisionllama.data import dataset
-from medvisionllama.data.dataset import (
-    REMEMBERED_PLACES,
-    BatchSource,
-    PreparedCase,
-    prepare,
-    refuse_unusable,
-)
+from medvisionllama.data import prepare as prepare_module
+from medvisionllama.data.dataset import BatchSource, PreparedCase, prepare, refuse_unusable
 from medvisionllama.data.decathlon import Case, Task, read_task
 from medvisionllama.data.nifti import read_label_map, read_volume, write_label_map, write_volume
 from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
 from medvisionllama.data.plan import Plan, make_plan
+from medvisionllama.data.prepare import REMEMBERED_PLACES, foreground_places
 from medvisionllama.data.preprocess import label_to_model_grid, to_model_grid
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import Shape, Volume, ras_grid
@@ -54,7 +49,7 @@ def cache(tmp_path: Path) -> Path:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.npy"))}
 
 
 def drawn_case(name: str, shape: Shape, foreground: int = 30, seed: int = 0) -> PreparedCase:
@@ -63,7 +58,7 @@ def drawn_case(name: str, shape: Shape, foreground: int = 30, seed: int = 0) -> 
     label = np.zeros(shape, np.uint8)
     label.ravel()[rng.permutation(label.size)[:foreground]] = rng.integers(1, 3, min(foreground, label.size))
     image = np.stack([*np.indices(shape), np.ones(shape)]).astype(np.float32)
-    return PreparedCase(name, image, label, dataset._foreground_places(label))
+    return PreparedCase(name, image, label, foreground_places(label))
 
 
 def source(
@@ -94,7 +89,7 @@ def test_places_are_foreground_voxels_of_every_class(task: Task, plan: Plan, cac
 def test_places_of_a_straight_edged_structure_lie_all_over_it() -> None:
     label = np.zeros((32, 64, 8), np.uint8)
     label[8:, 8:, :] = 1
-    places = dataset._foreground_places(label)
+    places = foreground_places(label)
     assert len(places) == REMEMBERED_PLACES
     for axis, size in ((1, 24), (2, 56), (3, 8)):
         counts = np.unique(places[:, axis], return_counts=True)[1]
@@ -104,10 +99,10 @@ def test_places_of_a_straight_edged_structure_lie_all_over_it() -> None:
 
 def test_few_places_are_all_kept_and_none_is_no_fault() -> None:
     label = np.zeros((3, 3, 3), np.uint8)
-    assert dataset._foreground_places(label).shape == (0, 4)
+    assert foreground_places(label).shape == (0, 4)
     label[0, 1, 2] = 1
     label[2] = 2
-    places = dataset._foreground_places(label).tolist()
+    places = foreground_places(label).tolist()
     assert sorted(places) == sorted([[1, 0, 1, 2]] + [[2, 2, j, k] for j in range(3) for k in range(3)])
 
 
@@ -170,11 +165,12 @@ def test_an_interrupted_preparation_leaves_nothing_torn_and_goes_on(
         save(file, array, **more)  # type: ignore[call-overload]
 
     with monkeypatch.context() as patched:
-        patched.setattr(dataset.np, "save", interrupted)
+        patched.setattr(prepare_module.np, "save", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare(task.cases, plan, cache)
     left = files(cache)
     assert len(left) == 3 + saved
+    assert not list(cache.rglob("*.part"))
     assert all(content.startswith(b"\x93NUMPY") for content in left.values())
     prepare(task.cases, plan, cache)
     prepare(task.cases, plan, tmp_path / "uninterrupted")
@@ -185,7 +181,7 @@ def test_a_full_disk_is_told(task: Task, plan: Plan, cache: Path, monkeypatch: p
     def full(file: object, array: np.ndarray, **more: bool) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(dataset.np, "save", full)
+    monkeypatch.setattr(prepare_module.np, "save", full)
     with pytest.raises(InputError, match=r"No space left.*--cache"):
         prepare(task.cases, plan, cache)
     assert files(cache) == {}
@@ -382,7 +378,7 @@ def test_rare_classes_are_shown_as_often_as_common_ones() -> None:
     label[:15] = 1
     label[29, 29, 29] = 2
     image = np.zeros((1, 30, 30, 30), np.float32)
-    case = PreparedCase("case", image, label, dataset._foreground_places(label))
+    case = PreparedCase("case", image, label, foreground_places(label))
     batch = source([case], (4, 4, 4), 400, 1.0).batch(0)
     rare = (batch.label == 2).flatten(1).any(1).float().mean()
     assert float(rare) == pytest.approx(0.5, abs=0.08)
@@ -392,7 +388,7 @@ def test_a_forced_patch_is_centred_where_there_is_room() -> None:
     label = np.zeros((21, 21, 21), np.uint8)
     label[10, 11, 12] = 1
     image = np.indices(label.shape).astype(np.float32)
-    batch = source([PreparedCase("case", image, label, dataset._foreground_places(label))], (8, 8, 8), 1, 1.0).batch(0)
+    batch = source([PreparedCase("case", image, label, foreground_places(label))], (8, 8, 8), 1, 1.0).batch(0)
     assert batch.image[0, :, 4, 4, 4].tolist() == [10, 11, 12]
 
 

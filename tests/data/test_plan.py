@@ -23,6 +23,7 @@ from medvisionllama.data.plan import (
     Plan,
     _strides,
     _window,
+    fitted_to_memory,
     make_plan,
     read_plan,
     reduction,
@@ -30,7 +31,7 @@ from medvisionllama.data.plan import (
 )
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import Shape, Volume
-from medvisionllama.losses import LabelReading
+from medvisionllama.label_reading import LabelReading
 
 RNG = np.random.default_rng(0)
 CT = "CT"
@@ -217,6 +218,7 @@ def test_a_plan_comes_back_from_its_file(phantom: Task, tmp_path: Path, protocol
         region_values=(1, 7),
         ignored=4,
         mirroring=Mirroring((0, 2), ((1, 10),)),
+        batch_size=3,
     )
     write_plan(plan, tmp_path / "plan.json")
     back = read_plan(tmp_path / "plan.json")
@@ -260,7 +262,7 @@ def test_what_is_no_plan_is_refused_in_words(phantom: Task, tmp_path: Path, chan
         read_plan(tmp_path / "plan.json")
 
 
-LATER = {"stem_strides", "regions", "region_values", "ignored", "mirroring"}
+LATER = {"stem_strides", "regions", "region_values", "ignored", "mirroring", "batch_size"}
 
 
 def test_a_plan_from_before_regions_and_sides_is_still_read(phantom: Task, tmp_path: Path) -> None:
@@ -373,3 +375,51 @@ def test_sides_and_regions_come_from_the_task(tmp_path: Path) -> None:
     paper = make_plan(asked, [case], protocol="paper", grid=8)
     assert (paper.out_channels, paper.reading) == (1, LabelReading((), IGNORED))
     assert paper.targets == {"foreground": (1, 4, 9)}
+
+
+LARGE = Plan("native", "large", (96, 96, 96), (1, 1, 1), (IntensityRule("zscore"),), {1: "a"}, 50, (200, 150, 100))
+
+
+def per_voxel(window: Shape, batch_size: int) -> float:
+    """A network that needs 1 GB, and 1 GB more for each million voxels of a batch."""
+    return 1 + batch_size * float(np.prod(window)) / 1e6
+
+
+def test_window_and_batch_fill_the_memory_by_hand() -> None:
+    # Two of 200x152x104 need 7.3 GB. In 5 GB two of 2 million voxels fit: I shrinks from 200 to 152 and on with J.
+    assert fitted_to_memory(LARGE, 8, per_voxel).window == (200, 152, 104)
+    plan = fitted_to_memory(LARGE, 5, per_voxel)
+    assert np.prod(plan.window) <= 2e6 < np.prod(plan.window) * 1.1
+    assert plan.batch_size == 2
+    small = replace(LARGE, median_shape=(40, 40, 40), training_cases=20)
+    # Of 64,000 voxels each: 5 % of 20 cases is one, and two are the least.
+    assert (fitted_to_memory(small, 8, per_voxel).window, fitted_to_memory(small, 8, per_voxel).batch_size) == (
+        (40, 40, 40),
+        2,
+    )
+    many = replace(small, training_cases=2000)
+    assert fitted_to_memory(many, 8, per_voxel).batch_size == 100
+    assert fitted_to_memory(many, 2, per_voxel).batch_size == 15  # 1 GB for 64,000 each
+
+
+@given(st.floats(1.01, 100))
+def test_what_is_planned_fits_and_more_would_not(memory_gb: float) -> None:
+    plan = fitted_to_memory(LARGE, memory_gb, per_voxel)
+    assert plan.batch_size is not None
+    assert per_voxel(plan.window, plan.batch_size) <= memory_gb
+    most = 0.05 * 50 * 200 * 150 * 100 / np.prod(plan.window)
+    assert plan.batch_size + 1 > most or per_voxel(plan.window, plan.batch_size + 1) > memory_gb - 1e-6
+    assert all(edge % 8 == 0 for edge in plan.window)
+
+
+def test_too_little_memory_is_refused() -> None:
+    with pytest.raises(InputError, match=r"\(8, 8, 8\) does not fit: got about 1 GB for a batch of 2, expected 0.5 GB"):
+        fitted_to_memory(LARGE, 0.5, per_voxel)
+
+
+def test_the_papers_grid_is_kept_and_its_batch_planned() -> None:
+    paper = replace(LARGE, protocol="paper", window=(64, 64, 64), spacing_mm=None)
+    plan = fitted_to_memory(paper, 2, per_voxel)
+    assert (plan.window, plan.batch_size) == ((64, 64, 64), 3)
+    with pytest.raises(InputError, match="does not fit"):
+        fitted_to_memory(paper, 1.1, per_voxel)

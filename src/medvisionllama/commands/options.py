@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +30,34 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offline", action="store_true", help="never ask a hub")
 
 
+def add_memory(parser: argparse.ArgumentParser) -> None:
+    """The option for which window and batch are planned."""
+    parser.add_argument(
+        "--memory-gb",
+        type=above_zero,
+        help="of the device: window and batch are planned to fill it (default: a window of 96x96x96 voxels at most)",
+    )
+
+
+def above_zero(text: str) -> float:
+    """A number above 0."""
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
+    return number
+
+
 def positive(text: str) -> int:
     """A whole number of at least 1."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
     return number
+
+
+def usual_processes() -> int:
+    """As many as there are cores, but no more than a hard disk and the memory of a small machine bear."""
+    return min(4, os.cpu_count() or 1)
 
 
 def minutes(text: str) -> float:

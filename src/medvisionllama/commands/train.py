@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medvisionllama.commands import DONE
-from medvisionllama.commands.options import add_command, add_machine, machine_of, minutes, positive, teller_of, whole
+from medvisionllama.commands.options import (
+    add_command,
+    add_machine,
+    add_memory,
+    machine_of,
+    minutes,
+    positive,
+    teller_of,
+    usual_processes,
+    whole,
+)
 from medvisionllama.commands.printing import tell_scores
 
 if TYPE_CHECKING:
@@ -38,6 +48,10 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     length.add_argument("--steps", type=positive)
     length.add_argument("--epochs", type=positive)
     length.add_argument("--max-minutes", type=minutes)
+    add_memory(parser)
+    parser.add_argument(
+        "--processes", type=positive, default=usual_processes(), help="that prepare cases (default: %(default)s)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run, by its own settings")
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
     add_machine(parser)
@@ -53,7 +67,7 @@ def _train(options: argparse.Namespace) -> int:
     if processes.device is not None:
         options.device = str(processes.device)
     try:
-        summaries = _train_folds(options, replace(machine_of(options), processes=processes))
+        summaries = _train_folds(options, replace(machine_of(options), processes=processes, workers=options.processes))
     finally:
         processes.part()
     if processes.rank == 0:
@@ -98,6 +112,7 @@ def _train_folds(options: argparse.Namespace, machine: Machine) -> dict[str, dic
             machine,
             splits=splits if fresh or options.splits or options.patient else None,
             max_minutes=options.max_minutes,
+            memory_gb=options.memory_gb,
             resume=options.resume,
             named=_named_settings(options),
             command=options.typed,

@@ -6,7 +6,7 @@ Made from the training part alone. Axes: ``M`` modalities, ``C`` output channels
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,7 +18,7 @@ from medvisionllama.data.mirroring import Mirroring, mirroring_of
 from medvisionllama.data.nifti import read_grid
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import Grid, Shape, ras_grid
-from medvisionllama.losses import LabelReading
+from medvisionllama.label_reading import LabelReading
 from medvisionllama.run_folder import FORMAT_VERSION, read_json, write_json
 
 Protocol = Literal["native", "paper"]
@@ -34,6 +34,9 @@ THIN = 3
 THIN_AXIS_PERCENTILE = 10
 # nnU-Net's: an axis is not halved while its voxels are twice as long as the shortest axis's, or longer.
 MOST_UNEVEN_TO_HALVE = 2
+# nnU-Net's: fewer make a gradient too noisy, and a batch of a large share of all voxels is seen too often.
+FEWEST_PATCHES = 2
+MOST_OF_TRAINING_PART = 0.05
 # As many as the papers' 128^3 at patch 8; only windows whose thin axis is spared could exceed it.
 MOST_TOKENS = 4096
 # Largest window of the native protocol: what a step of four cases on a CPU can bear.
@@ -96,6 +99,7 @@ class Plan:
         region_values: The label value written for each region, a later region's over an earlier one's.
         ignored: The label value of voxels nobody has labelled: not trained on, not scored.
         mirroring: Which axes may be mirrored, and which label values change places then.
+        batch_size: Planned for a given memory (:func:`fitted_to_memory`); None to go by the recipe.
 
     Raises:
         InputError: There is no such protocol, there are more classes than a prepared label map can hold, or regions
@@ -115,6 +119,7 @@ class Plan:
     region_values: tuple[int, ...] = ()
     ignored: int | None = None
     mirroring: Mirroring = field(default_factory=Mirroring)
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.protocol not in get_args(Protocol):
@@ -319,6 +324,40 @@ def make_plan(
     )
 
 
+def fitted_to_memory(plan: Plan, memory_gb: float, needed_gb: Callable[[Shape, int], float]) -> Plan:
+    """The plan with the largest window, and then the largest batch, that a training in ``memory_gb`` can bear.
+
+    As nnU-Net plans (Isensee et al. 2021): from the whole median case, with batches of 2, the longest axis is shortened
+    until it fits; what is left goes to the batch, which never holds more than 5 % of the training part's voxels. The
+    paper protocol's grid is given, so only its batch is planned, from 1 on.
+
+    Args:
+        plan: What was planned without regard to memory.
+        memory_gb: Gigabytes (1e9 bytes) of the device.
+        needed_gb: Window and batch to gigabytes, for the network to be trained.
+
+    Raises:
+        InputError: Not even the smallest window fits.
+    """
+    window, smallest = plan.window, 1 if plan.merged else FEWEST_PATCHES
+    if not plan.merged:
+        window = whole_patches(plan.median_shape, plan.patch_size)
+    while (needed := needed_gb(window, smallest)) > memory_gb:
+        if plan.merged or window == plan.patch_size:
+            raise InputError(
+                f"a window of {window} does not fit",
+                got=f"about {needed:.3g} GB for a batch of {smallest}",
+                expected=f"{memory_gb:g} GB",
+                mend="Choose a smaller network, or more memory by --memory-gb.",
+            )
+        window = shrunk(window, plan.patch_size)
+    all_voxels = plan.training_cases * int(np.prod(plan.median_shape))
+    most = max(smallest, int(MOST_OF_TRAINING_PART * all_voxels / np.prod(window)))
+    each = needed_gb(window, smallest + 1) - needed
+    batch_size = min(most, smallest + int((memory_gb - needed) / each) if each > 0 else most)
+    return replace(plan, window=window, batch_size=batch_size)
+
+
 def reduction(strides: Strides) -> Shape:
     """By how much strides make an image smaller, axis by axis."""
     return _shape(np.prod(strides, axis=0))
@@ -361,6 +400,8 @@ def _later(content: Mapping[str, Any]) -> dict[str, Any]:
         found["region_values"] = tuple(int(value) for value in content["region_values"])
     if content.get("ignored") is not None:
         found["ignored"] = int(content["ignored"])
+    if content.get("batch_size") is not None:
+        found["batch_size"] = int(content["batch_size"])
     if "mirroring" in content:
         axes, swaps = content["mirroring"]["axes"], content["mirroring"]["swaps"]
         pairs = tuple((int(one), int(other)) for one, other in swaps)

@@ -20,9 +20,9 @@ from medvisionllama.sliding_window import Sweep
 
 Place = tuple[slice, slice, slice]
 
-# Voxels times channels of a tile on the input's grid: few enough to stay in a core's cache, many enough that calls
-# cost little. A GPU's calls cost more.
-TILE_VALUES, GPU_TILE_VALUES = 1 << 20, 1 << 25
+# Voxels times channels of a tile on the input's grid: few enough to stay near a core, many enough that calls cost
+# little and tiles overlap little. A GPU's calls cost more.
+TILE_VALUES, GPU_TILE_VALUES = 1 << 22, 1 << 25
 SMALLEST_TILE_EDGE = 16
 # Probabilities are rounded: a class is left out of a tile only where it falls short of winning by more than this share.
 ROUNDING = 1e-3
@@ -192,7 +192,11 @@ def _choice(members: Sequence[FineSweep], coarse: Sequence[Tensor], place: Place
     if len(able) == 1:
         return able.to(torch.uint8).cpu().numpy()
     fine = _mean([m.stretch(c[able], place) for m, c in zip(members, coarse, strict=True)])
-    return able.to(torch.uint8)[fine.argmax(0)].cpu().numpy()
+    best, chosen = fine[0], torch.zeros(fine.shape[1:], dtype=torch.uint8, device=fine.device)
+    for number in range(1, len(fine)):  # faster than argmax; a tie goes to the first
+        chosen.masked_fill_(fine[number] > best, number)
+        best = torch.maximum(best, fine[number])
+    return able.to(torch.uint8)[chosen.long()].cpu().numpy()
 
 
 def _mean(parts: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,41 @@
+"""How much memory a training needs, estimated from what its network keeps; nothing is computed, no memory taken."""
+
+from __future__ import annotations
+
+import math
+
+from medvisionllama.models.attention import Shape
+from medvisionllama.models.costs import cost_of
+from medvisionllama.models.network import NetworkConfig
+
+GB = 1e9
+# Gradient and AdamW's two moments beside each trained weight, all float32.
+COPIES_OF_TRAINED = 3
+# Of what is kept in float32, the share that bfloat16 arithmetic keeps: convolutions' and products' inputs are halved,
+# norms' statistics, masks and the residual stream are not.
+SHARE_IN_HALF_PRECISION = 0.6
+# Float32 maps of all output channels that stand at once in the loss: logits, probabilities, masks, two gradients.
+LOSS_MAPS = 5
+# Of the image: as drawn, bent, coloured, and the places it is looked up at (three numbers a voxel).
+IMAGE_MAPS = 6
+
+
+def training_memory_gb(config: NetworkConfig, window: Shape, batch_size: int, *, half_precision: bool) -> float:
+    """Gigabytes (1e9 bytes) that a training step takes of the device's memory, about.
+
+    ``weights + 3 x 4 bytes x trained weights + batch x (kept for going backward + maps of the loss and the image)``.
+    What is kept is counted (:class:`~medvisionllama.models.costs.Cost`); convolutions' work space and the allocator's
+    gaps are not in it, so leave a fifth of a GPU free.
+
+    Args:
+        config: The network.
+        window: Voxels along I, J, K.
+        batch_size: ``B``.
+        half_precision: Whether arithmetic is bfloat16.
+    """
+    cost = cost_of(config, window)
+    kept = cost.kept_bytes * (SHARE_IN_HALF_PRECISION if half_precision else 1)
+    voxels = math.prod(window)
+    maps = 4 * voxels * (LOSS_MAPS * config.out_channels + IMAGE_MAPS * config.in_channels)
+    weights = cost.weight_bytes + COPIES_OF_TRAINED * 4 * cost.trainable_parameters
+    return (weights + batch_size * (kept + maps)) / GB
