@@ -154,3 +154,15 @@ def test_bland_altman_draws_difference_over_mean() -> None:
     axes = bland_altman([("one", volumes)], "x").axes[0]
     assert list(axes.lines[0].get_xdata()) == [11, 21.5]
     assert list(axes.lines[0].get_ydata()) == [2, 3]
+
+
+def test_bland_altman_gives_every_run_a_panel_on_one_scale() -> None:
+    small = [StructureVolume("a", "x", 10, 12), StructureVolume("b", "x", 20, 23)]
+    large = [StructureVolume("a", "x", 10, 40), StructureVolume("b", "x", 20, 60)]
+    figure = bland_altman([("one", small), ("none", []), ("two", large), ("three", small)], "x")
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title("left") for axes in panels] == ["one", "two", "three"], "and none without volumes"
+    assert len({axes.get_ylim() for axes in panels}) == 1
+    assert list(panels[1].lines[0].get_ydata()) == [30, 40]
+    assert [text.get_text() for text in panels[1].texts] == ["+35.0", "+21.1", "+48.9"], "bias and its limits"
+    assert bland_altman([("none", [])], "x").axes, "nothing to draw is an empty chart, not a fault"

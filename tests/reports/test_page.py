@@ -48,7 +48,7 @@ def test_tells_what_was_trained_on_what(page: Page) -> None:
         "1,330,000 trained, 1,774,464 frozen",
         "medvisionllama train DATA/Task04_Hippocampus --model medvisionllama-u",
         "torch 2.13.0",
-        "a processor, 2 cores, 24 GB, on cpu",
+        "a processor, 2 threads, 24 GB, on cpu",
         "Research software, not a medical device.",
     ):
         assert fact in page.text
@@ -289,7 +289,7 @@ def test_labels_use_the_shortest_name_that_tells_runs_apart(run: Path, rivals: l
         "vit-u, seed 2",
     ]
     same = [read_run(run), read_run(run)]
-    assert distinct_labels(same) == [str(run), str(run)]
+    assert distinct_labels(same) == ["medvisionllama-u, 1", "medvisionllama-u, 2"]
 
 
 def test_seeds_are_a_spread_and_never_pooled_with_cases(tmp_path: Path) -> None:

@@ -65,6 +65,11 @@ def run_colour(index: int) -> str:
     return RUN_COLOURS[index % len(RUN_COLOURS)]
 
 
+def page_colour(index: int) -> str:
+    """The same as the page's style names it: lighter where the page is dark."""
+    return f"var(--run-{index % len(RUN_COLOURS)}, {run_colour(index).lower()})"
+
+
 def run_dashes(index: int) -> Any:
     """The line pattern of the run at this place."""
     return DASHES[index % len(DASHES)]
@@ -136,7 +141,7 @@ def inline_svg(figure: Figure, identity: str, title: str, description: str) -> s
     svg = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{identity}-\1"', svg)
     svg = svg.replace(INK, "currentColor").replace(INK_SOFT, "var(--ink-soft)")
     for place, colour in enumerate(RUN_COLOURS):
-        svg = svg.replace(colour.lower(), f"var(--run-{place}, {colour.lower()})")
+        svg = svg.replace(colour.lower(), page_colour(place))
     head = (
         f'<svg role="img" aria-labelledby="{identity}-title {identity}-description" '
         f'viewBox="0 0 {figure.get_figwidth() * 72:g} {figure.get_figheight() * 72:g}" '

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from medvisionllama.reports.published import published
 from medvisionllama.reports.run_contents import RunContents
 from medvisionllama.reports.wording import duration
 
@@ -31,7 +32,8 @@ def _block(run: RunContents) -> str:
     layer = ", ".join(str(index) for index in _as_list(block.get("layers")))
     norm = ", final norm on" if block.get("final_norm") else ""
     origin = f" at {block['revision']}" if block.get("revision") else ""
-    return f"{block['id']}{origin}, {block.get('family', 'family unknown')}, layer {layer}, {block.get('init')}{norm}"
+    network = f"{block.get('family', 'family unknown')}, layer {layer}, {block.get('init')}{norm}"
+    return f"{published(block['id'])}{origin}, {network}"
 
 
 def _as_list(value: object) -> list[object]:
@@ -46,9 +48,14 @@ def _parameters(run: RunContents) -> str:
 def _machine(run: RunContents) -> str:
     known = run.environment
     memory = f"{known['memory_gb']:.0f} GB" if known.get("memory_gb") else ""
-    cores = f"{known['cores']} cores" if known.get("cores") else ""
+    threads = known.get("cores")
+    cores = f"{threads} thread{'s' if threads != 1 else ''}" if threads else ""
     device = f"on {known['device']}" if known.get("device") else ""
     return ", ".join(str(part) for part in (known.get("processor"), cores, memory, device) if part)
+
+
+def _date(run: RunContents) -> str:
+    return str(run.environment["date"]).replace("T", " ").replace("+00:00", " UTC")
 
 
 FACTS: tuple[tuple[str, Callable[[RunContents], str]], ...] = (
@@ -66,5 +73,5 @@ FACTS: tuple[tuple[str, Callable[[RunContents], str]], ...] = (
     ("Seed", lambda run: str(run.summary["seed"])),
     ("Machine", _machine),
     ("System", lambda run: f"{run.environment['platform']}, Python {run.environment['python']}"),
-    ("Date", lambda run: str(run.environment["date"])),
+    ("Date", _date),
 )

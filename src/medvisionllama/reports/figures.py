@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from medvisionllama.reports.drawing import INK, MARKERS, chart, run_colour, run_dashes, styled
 from medvisionllama.reports.run_contents import RunContents
 from medvisionllama.reports.volumes import StructureVolume, limits_of_agreement
+from medvisionllama.reports.wording import millilitres
 
 METRIC_TITLES = {
     "dice": "Dice",
@@ -107,28 +108,49 @@ def score_boxes(runs: Sequence[RunContents], part: str, metric: str) -> Figure:
 def bland_altman(volumes: Sequence[tuple[str, Sequence[StructureVolume]]], class_name: str) -> Figure:
     """Difference of the two volumes over their mean, with bias and limits of agreement (Bland and Altman 1986).
 
+    One panel a run, on one scale.
+
     Args:
-        volumes: Per run its label and the volumes of one class.
+        volumes: Per run its label and the volumes of one class; a run without any gets no panel.
         class_name: The class, for the title.
     """
-    figure, axes = chart(class_name, "mean of reference and prediction in ml", "prediction less reference in ml")
-    for index, (label, measured) in enumerate(volumes):
-        if not measured:
-            continue
-        colour, marker = run_colour(index), MARKERS[index % len(MARKERS)]
-        pairs = np.array([(volume.reference_ml, volume.prediction_ml) for volume in measured])
-        axes.plot(
-            pairs.mean(axis=1), pairs[:, 1] - pairs[:, 0], marker, color=colour, markersize=4, alpha=0.8, label=label
-        )
-        bias, low, high = limits_of_agreement(list(measured))
-        axes.axhline(bias, color=colour, linewidth=1.4)
-        for limit in (low, high):
-            if not math.isnan(limit):
-                axes.axhline(limit, color=colour, linewidth=1, linestyle=run_dashes(1))
-    axes.axhline(0, color=INK, linewidth=0.6)
-    if len(volumes) > 1:
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=2)
+    shown = [(index, label, measured) for index, (label, measured) in enumerate(volumes) if measured]
+    columns = min(2, max(1, len(shown)))
+    rows = max(1, math.ceil(len(shown) / columns))
+    figure = Figure(figsize=(4.6, 3.1 if rows == columns == 1 else 0.8 + 1.6 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes, (index, label, measured) in zip(panels.flat, shown, strict=False):
+        _agreement_panel(axes, measured, index, label if len(shown) > 1 else "")
+    for axes in panels.flat[len(shown) :]:
+        axes.set_visible(False)
+        panels[rows - 2, -1].tick_params(axis="x", labelbottom=True)  # the panel above it has none below any more
+    figure.suptitle(class_name, x=0.02, ha="left", fontsize=10, fontweight="bold")
+    figure.supxlabel("mean of reference and prediction in ml", fontsize=9)
+    figure.supylabel("prediction less reference in ml", fontsize=9)
     return figure
+
+
+def _agreement_panel(axes: Axes, measured: Sequence[StructureVolume], index: int, label: str) -> None:
+    """Dots of the cases; bias and limits as lines, with their numbers at the right."""
+    colour = run_colour(index)
+    pairs = np.array([(volume.reference_ml, volume.prediction_ml) for volume in measured])
+    means, differences = pairs.mean(axis=1), pairs[:, 1] - pairs[:, 0]
+    axes.plot(means, differences, MARKERS[index % len(MARKERS)], color=colour, markersize=4, alpha=0.8)
+    axes.set_title(label, fontsize=8.5, fontweight="normal")
+    bias, low, high = limits_of_agreement(list(measured))
+    for value, dashes in ((bias, "-"), (low, run_dashes(1)), (high, run_dashes(1))):
+        if not math.isnan(value):
+            axes.axhline(value, color=colour, linewidth=1.3, linestyle=dashes)
+            axes.annotate(
+                millilitres(value, high),
+                (1, value),
+                xycoords=axes.get_yaxis_transform(),
+                xytext=(3, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=7.5,
+            )
+    axes.axhline(0, color=INK, linewidth=0.6)
 
 
 def draw_curves(

@@ -24,6 +24,7 @@ from medvisionllama.reports import drawing, figures
 from medvisionllama.reports.facts import FACTS, said
 from medvisionllama.reports.mosaic import CONVENTION, case_mosaic
 from medvisionllama.reports.paper_figures import qualitative_grid
+from medvisionllama.reports.published import published, published_command
 from medvisionllama.reports.run_contents import Picture, RunContents, ScoredPart, read_picture, read_runs
 from medvisionllama.reports.score_table import (
     ALL_CLASSES,
@@ -38,7 +39,7 @@ from medvisionllama.reports.score_table import (
 )
 from medvisionllama.reports.viewer import VIEWER_FILE, ViewerCase, copy_viewer, viewer_is_there, write_case
 from medvisionllama.reports.volumes import StructureVolume, limits_of_agreement, structure_volumes
-from medvisionllama.reports.wording import count, duration, interval, number, p_value, signed
+from medvisionllama.reports.wording import count, duration, interval, millilitres, number, p_value, signed
 from medvisionllama.run_folder import METRICS, write_text
 
 SAME_CASES = 6
@@ -82,6 +83,15 @@ class CasePicture:
     drawing: Drawing
 
 
+@dataclass(frozen=True)
+class ScoreLine:
+    """A line of the score table: what it is called, and the place of its run where the name is a run's."""
+
+    name: str
+    scores: ClassScores
+    place: int | None = None
+
+
 @dataclass
 class PartView:
     """One part of the split on one grid, over all runs that have it."""
@@ -89,6 +99,7 @@ class PartView:
     title: str
     slug: str
     tables: list[tuple[RunContents, ScoredPart, list[ClassScores]]]
+    groups: list[tuple[str, list[ScoreLine]]]
     differences: list[tuple[str, str, list[Difference]]]
     seeds: list[SeedSpread]
     boxes: list[Drawing]
@@ -117,6 +128,8 @@ def write_page(runs: Sequence[Path], out: Path, *, images: bool = True) -> Path:
     gallery = _Gallery(out / "figures")
     parts = [_part_view(title, contents, gallery, images) for title in _part_titles(contents)]
     viewer_cases = _fill_viewer(parts, out / "viewer")
+    for view in parts:
+        view.notes[:] = [published(note, runs) for note in view.notes]
     page = _environment().get_template("page.html.jinja")
     text = page.render(
         runs=contents,
@@ -125,7 +138,10 @@ def write_page(runs: Sequence[Path], out: Path, *, images: bool = True) -> Path:
         title=_title(contents),
         summary=_in_a_sentence(contents),
         notes=_comparability(contents),
+        gaps=[(run.label, published(sentence, runs)) for run in contents for sentence in run.missing],
         facts=[(name, [said(tell, run) for run in contents]) for name, tell in FACTS],
+        networks=_alike(contents, lambda run: run.summary.get("stages")),
+        versions=_alike(contents, lambda run: run.environment.get("packages")),
         images=images,
         viewer_cases=viewer_cases,
         viewer_there=viewer_is_there(),
@@ -179,7 +195,8 @@ def _part_view(title: str, runs: Sequence[RunContents], gallery: _Gallery, image
     slug = title.replace(", ", "-").replace(" ", "-")
     scored = [(run, part) for run in runs if (part := run.part(title))]
     tables = [(run, part, score_table(part)) for run, part in scored]
-    view = PartView(title, slug, tables, _difference_rows(runs, title), seed_spread(runs, title), [], [], [])
+    groups = _score_groups(runs, tables)
+    view = PartView(title, slug, tables, groups, _difference_rows(runs, title), seed_spread(runs, title), [], [], [])
     for metric in TABLE_METRICS:
         if any(metric in part.metrics for _, part in scored):
             view.boxes.append(_boxes(runs, title, slug, metric, gallery))
@@ -192,6 +209,28 @@ def _part_view(title: str, runs: Sequence[RunContents], gallery: _Gallery, image
     if images and len(scored) > 1 and any(part.pictures for _, part in scored):
         view.same_cases = _same_cases([run for run, _ in scored], title, slug, gallery, view.notes)
     return view
+
+
+def _score_groups(
+    runs: Sequence[RunContents], tables: Sequence[tuple[RunContents, ScoredPart, list[ClassScores]]]
+) -> list[tuple[str, list[ScoreLine]]]:
+    """The score table's lines: of one run its classes; of several, class by class, so that like stands by like."""
+    if len(runs) == 1:
+        return [("", [ScoreLine(line.name, line) for line in tables[0][2]])]
+    names = list(dict.fromkeys(line.name for _, _, lines in tables for line in lines))
+    names.sort(key=lambda name: name == ALL_CLASSES)
+    return [
+        (
+            name,
+            [
+                ScoreLine(run.label, line, runs.index(run))
+                for run, _, lines in tables
+                for line in lines
+                if line.name == name
+            ],
+        )
+        for name in names
+    ]
 
 
 def _same_cases(
@@ -259,14 +298,16 @@ def _agreement(
         said = "; ".join(_agreement_in_words(label, volumes) for label, volumes in of_class if volumes)
         description = f"Bland-Altman plot of the volume of {name}. {said}."
         figure = figures.bland_altman(of_class, name)
-        drawings.append(gallery.chart(figure, f"volumes-{slug}-{place + 1}", said, description))
+        caption = said if len(by_run) == 1 else f"{name}: the numbers at the lines are bias and limits of agreement."
+        drawings.append(gallery.chart(figure, f"volumes-{slug}-{place + 1}", caption, description))
     if len(classes) > MOST_AGREEMENT_PLOTS:
         notes.append(f"Volumes are drawn for the first {MOST_AGREEMENT_PLOTS} of {len(classes)} classes.")
     return drawings
 
 
 def _agreement_in_words(label: str, volumes: list[StructureVolume]) -> str:
-    bias, low, high = (signed(value, "dice") for value in limits_of_agreement(volumes))
+    limits = limits_of_agreement(volumes)
+    bias, low, high = (millilitres(value, limits[2]) for value in limits)
     return f"{label}: bias {bias} ml, limits of agreement {low} to {high} ml, {len(volumes)} cases"
 
 
@@ -346,6 +387,23 @@ def _curves(runs: Sequence[RunContents], gallery: _Gallery) -> list[Drawing]:
     ]
 
 
+def _alike(runs: Sequence[RunContents], tell: Callable[[RunContents], Any]) -> list[tuple[str, RunContents, Any]]:
+    """What runs tell, once for all that tell the same: their labels, the first of them, and what it is."""
+    groups: list[tuple[list[str], RunContents, Any]] = []
+    for run in runs:
+        told = tell(run)
+        labels = next((names for names, first, other in groups if other == told and _same_block(first, run)), None)
+        if told and labels is None:
+            groups.append(([run.label], run, told))
+        elif labels is not None:
+            labels.append(run.label)
+    return [("; ".join(labels), run, told) for labels, run, told in groups]
+
+
+def _same_block(one: RunContents, other: RunContents) -> bool:
+    return (one.summary.get("block") or {}).get("sha256") == (other.summary.get("block") or {}).get("sha256")
+
+
 def _title(runs: Sequence[RunContents]) -> str:
     tasks = list(dict.fromkeys(str(run.summary["task"]) for run in runs if run.summary.get("task")))
     return " and ".join(tasks) if tasks else ", ".join(run.label for run in runs)
@@ -415,10 +473,11 @@ def _environment() -> Environment:
         "count": count,
         "overall": overall,
         "as_dict": ViewerCase.as_dict,
+        "published_command": published_command,
     }
     environment.filters.update(filters)
     environment.globals["metric_titles"] = figures.METRIC_TITLES
-    environment.globals["run_colour"] = drawing.run_colour
+    environment.globals["run_colour"] = drawing.page_colour
     return environment
 
 

@@ -214,7 +214,7 @@ def read_run(path: Path) -> RunContents:
 def distinct_labels(runs: Sequence[RunContents]) -> list[str]:
     """The shortest names that tell the runs apart: the model, with what differs between runs of one model.
 
-    Where even that leaves two alike, the folders' names, and then their paths.
+    Where even that leaves two alike, the ends of their paths, as short as will do; of one run named twice, a number.
     """
     models = [str(run.summary.get("model") or run.path.name) for run in runs]
     labels = list(models)
@@ -222,10 +222,12 @@ def distinct_labels(runs: Sequence[RunContents]) -> list[str]:
         told = [tell(run) for run in runs]
         if any(len({t for m, t in zip(models, told, strict=True) if m == model}) > 1 for model in models):
             labels = [f"{label}, {t}" if t else label for label, t in zip(labels, told, strict=True)]
-    for kind in (labels, [run.path.name for run in runs]):
+    parts = [run.path.absolute().parts for run in runs]
+    tails = [["/".join(of_run[-length:]) for of_run in parts] for length in range(1, max(map(len, parts)))]
+    for kind in (labels, *tails):
         if len(set(kind)) == len(runs):
             return kind
-    return [str(run.path) for run in runs]
+    return [f"{label}, {place}" for place, label in enumerate(labels, start=1)]
 
 
 def read_picture(path: Path) -> Picture:

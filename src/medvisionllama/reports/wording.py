@@ -31,6 +31,15 @@ def signed(value: float, metric: str) -> str:
     return sign + magnitude
 
 
+def millilitres(value: float, scale: float) -> str:
+    """A signed volume, as fine as three digits of ``scale``: hippocampi need thousandths, livers none."""
+    if math.isnan(value):
+        return UNKNOWN
+    digits = 2 - math.floor(math.log10(abs(scale))) if scale and math.isfinite(scale) else 3
+    said = f"{abs(value):.{min(3, max(0, digits))}f}"
+    return said if float(said) == 0 else ("+" if value > 0 else MINUS) + said
+
+
 def p_value(value: float) -> str:
     """Three decimals, and no smaller than a thousandth."""
     return UNKNOWN if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
