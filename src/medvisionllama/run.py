@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from medvisionllama.checkpoint import load_tensors, model_tensors, put_model_tensors
 from medvisionllama.config import Experiment, read_experiment, refuse_other, write_experiment
 from medvisionllama.data.dataset import BatchSource, prepare, refuse_unusable
@@ -29,7 +31,7 @@ from medvisionllama.recipe import Recipe
 from medvisionllama.run_folder import FORMAT_VERSION, RunFolder, read_json, write_json
 from medvisionllama.segment import predict_part
 from medvisionllama.train import Outcome, Validated, seconds_per_step, train
-from medvisionllama.whole_file import refuse_unwritable
+from medvisionllama.whole_file import clear_litter, refuse_unwritable
 
 # Of `--max-minutes`, what training itself gets; the rest is for validating, segmenting and scoring.
 TRAINING_SHARE = 0.85
@@ -74,9 +76,11 @@ def train_run(
         listener.note(f"{folder} is finished already")
         finished: dict[str, Any] = read_json(run.summary)
         return finished
-    refuse_unwritable(run.path)
     processes = machine.processes
     first = processes.rank == 0
+    if first:
+        refuse_unwritable(run.path)
+        clear_litter(run.path)
     with processes.first_goes_first(each_machine=True):
         _fetch_block(setup.experiment, machine, listener)
     plan, fold, fraction = setup.plan, setup.experiment.fold, setup.experiment.fraction
@@ -125,6 +129,9 @@ def train_run(
     if first:
         write_json(run.environment, environment(machine.device, command) | {"processes": processes.count})
 
+    def validate(trained: nn.Module) -> Validated:
+        return Validated(dice_on_model_grid(trained, plan, to_validate, machine.device, recipe.dtype))
+
     outcome = train(
         model,
         batches,
@@ -133,7 +140,7 @@ def train_run(
         device=machine.device,
         left_out=model.left_out_of_files(),
         notes={"format": FORMAT_VERSION, "block": identity.to_dict() if identity else None},
-        validate=lambda m: Validated(dice_on_model_grid(m, plan, to_validate, machine.device, recipe.dtype)),
+        validate=validate if to_validate else None,
         observe=lambda: _norms(watch),
         report=lambda entry: listener.training(entry, recipe.steps),
         resume=resume and run.checkpoint.exists(),
@@ -148,7 +155,10 @@ def train_run(
     with processes.first_goes_first():
         if first:
             write_json(run.summary, _summary(experiment, plan, counts, outcome, model, identity, command))
-            predict_part(run, "validation", machine, listener=listener)
+            if validation:
+                predict_part(run, "validation", machine, listener=listener)
+            else:
+                listener.note("the split has no validation part: nothing is scored, the last weights are kept")
             run.checkpoint.unlink(missing_ok=True)
             run.checkpoint_state.unlink(missing_ok=True)
         summary: dict[str, Any] = read_json(run.summary)  # written by now, whoever reads it

@@ -38,6 +38,12 @@ def whole_file(path: Path, mend: str = FREE_OR_ELSEWHERE) -> Iterator[Path]:
         raise InputError(f"cannot write {path}", got=error.strerror or str(error), mend=mend) from error
 
 
+def clear_litter(folder: Path) -> None:
+    """Remove from a folder and those below what killed processes had half written; nobody else may be writing there."""
+    for part in folder.rglob(".????????????.part"):
+        part.unlink(missing_ok=True)
+
+
 def refuse_unwritable(folder: Path) -> None:
     """Find out before anything is computed whether its result can be kept in ``folder``, which is made.
 
