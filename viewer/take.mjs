@@ -2,7 +2,7 @@
 import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 
-const target = join("..", "src", "medvisionllama", "reports", "niivue");
+const target = process.argv[2] ?? join("..", "src", "medvisionllama", "reports", "niivue");
 const bundled = ["array-equal", "fflate", "gl-matrix", "nifti-reader-js", "zarrita", "numcodecs", "unzipit",
   "uzip-module", "reference-spec-reader", "@zarrita/storage", "@lukeed/uuid", "@lukeed/csprng",
   "@ungap/structured-clone"];
