@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from medvisionllama.language.attention_gradient import attend
 from medvisionllama.language.families import ATTENTION_NAME
 
 # On a CPU plain matrix products beat the fused kernel while the score matrix is small; above this many
@@ -52,6 +53,8 @@ def bidirectional_attention(
         The attended values (B, N, H, D), and None for the weights, which are not kept.
     """
     n_tokens = query.shape[2]
+    if _wants_own_gradient(query, key, value) and attention_mask is None and softcap is None:
+        return attend(query, key, value, scaling).transpose(1, 2), None
     if softcap is None and (query.is_cuda or n_tokens > _MATMUL_TOKENS_AT_MOST):
         repeats = query.shape[1] // key.shape[1]
         # The CPU's kernel shares key heads by itself, which spares copies; on a GPU only some kernels do, and the one
@@ -66,6 +69,23 @@ def bidirectional_attention(
     if n_tokens > _MATMUL_TOKENS_AT_MOST:
         return _by_chunks(query, key, value, attention_mask, scaling, softcap).transpose(1, 2), None
     return _by_products(query, key, value, attention_mask, scaling, softcap).transpose(1, 2), None
+
+
+def is_exported() -> bool:
+    """Whether a compiler or tracer is reading along, which wants plain operations and no gradient of our own."""
+    return bool(torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined,no-untyped-call]
+
+
+def _wants_own_gradient(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether the fused kernel's backward pass is the slower one: with bfloat16 on a CPU, and many tokens."""
+    return (
+        query.device.type == "cpu"
+        and query.dtype == torch.bfloat16
+        and query.shape[2] > _MATMUL_TOKENS_AT_MOST
+        and torch.is_grad_enabled()
+        and (query.requires_grad or key.requires_grad or value.requires_grad)
+        and not is_exported()
+    )
 
 
 def _by_products(

@@ -25,7 +25,7 @@ from medvisionllama.language.attention import register
 from medvisionllama.language.families import Family, family_of
 from medvisionllama.language.fetch import Located, locate, model_numbers
 from medvisionllama.language.layout import check_shapes, digest, resolve_layers
-from medvisionllama.language.lean import FrozenRMSNorm, PositionFreeAttention
+from medvisionllama.language.lean import FrozenRMSNorm, GatedMLP, PositionFreeAttention
 from medvisionllama.language.source import Source, find_source
 
 Init = Literal["pretrained", "random", "random-matched", "shuffled"]
@@ -415,7 +415,7 @@ def _skeleton(config: BlockConfig, numbers: Mapping[str, Any], source: Source) -
         layers = nn.ModuleList(family.build_layer(model_config, index) for index in indices)
         norm = family.build_final_norm(model_config) if config.final_norm else None
     if family.rotary:
-        norm = _made_lean(layers, norm, frozen=not config.trained)
+        norm = _made_lean(layers, norm, family.activation(model_config), frozen=not config.trained)
     identity = BlockIdentity(
         id=source.identity,
         revision=None,
@@ -434,10 +434,11 @@ def _skeleton(config: BlockConfig, numbers: Mapping[str, Any], source: Source) -
     return block.to(_DTYPES[config.dtype])
 
 
-def _made_lean(layers: nn.ModuleList, norm: nn.Module | None, *, frozen: bool) -> nn.Module | None:
-    """Leave positions out of Llama-like layers, and spare the norms of frozen ones; returns the final norm."""
+def _made_lean(layers: nn.ModuleList, norm: nn.Module | None, activation: str, *, frozen: bool) -> nn.Module | None:
+    """Leave positions out of Llama-like layers, and spare copies in them; returns the final norm."""
     for layer in layers:
         layer.self_attn = PositionFreeAttention(layer.self_attn)  # type: ignore[arg-type]
+        layer.mlp = GatedMLP(layer.mlp, activation)  # type: ignore[arg-type]
         for name, part in list(layer.named_children()) if frozen else []:
             if type(part).__name__.endswith("RMSNorm"):
                 setattr(layer, name, FrozenRMSNorm(part))

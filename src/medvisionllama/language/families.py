@@ -56,6 +56,11 @@ class Family:
         config._attn_implementation = ATTENTION_NAME
         return config
 
+    def activation(self, model_config: Any) -> str:
+        """The name of the feed-forward part's activation (Gemma 2 keeps it in a field of its own)."""
+        name: str = getattr(model_config, "hidden_activation", None) or model_config.hidden_act
+        return name
+
     def build_layer(self, model_config: Any, index: int) -> nn.Module:
         """An untrained layer number `index`, on torch's current default device."""
         layer: nn.Module = getattr(self.modeling(), self.layer_class)(model_config, layer_idx=index)

@@ -1,0 +1,134 @@
+"""The parts computed in ways of our own give what plain autograd gives, in every number format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional
+
+from medvisionllama.language import attention, attention_gradient, lean
+
+
+def heads(n_tokens: int, spread: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Queries, keys, values and a gradient, laid out in memory as projections give them: (B, N, heads, D)."""
+    generator = torch.Generator().manual_seed(1)
+    return tuple(  # type: ignore[return-value]
+        (torch.randn(2, n_tokens, n_heads, 16, generator=generator) * factor).to(dtype).transpose(1, 2)
+        for n_heads, factor in ((6, spread), (2, 1.0), (2, 1.0), (6, 1.0))
+    )
+
+
+def plain(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    repeats = query.shape[1] // key.shape[1]
+    key, value = (one.repeat_interleave(repeats, dim=1) for one in (key, value))
+    return (query @ key.transpose(2, 3) * scaling).softmax(-1) @ value
+
+
+def gradients(act: Callable[..., Tensor], outer: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    inputs = tuple(one.detach().requires_grad_() for one in inputs)
+    result = act(*inputs)
+    return result.detach(), *torch.autograd.grad(result, inputs, outer.to(result.dtype))
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+# Scores whose spread is nought, the usual one, and so large that most weights are 0.
+@pytest.mark.parametrize("spread", [0.0, 1.0, 8.0])
+@pytest.mark.parametrize("edge", [7, 64])  # of 37 tokens: an uneven end, and one square for all
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 3e-6)])
+def test_attentions_gradient_is_the_exact_one(
+    spread: float, edge: int, dtype: torch.dtype, bound: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention_gradient, "_TOKENS_AT_ONCE", edge)
+    *inputs, outer = heads(37, spread, dtype)
+    before = [one.clone() for one in (*inputs, outer)]
+    found = gradients(lambda *three: attention_gradient.attend(*three, 0.3), outer, *inputs)
+    exact = gradients(lambda *three: plain(*three, 0.3), outer.double(), *(one.double() for one in inputs))
+    for one, other in zip(found, exact, strict=True):
+        torch.testing.assert_close(one.double(), other, atol=bound * 10, rtol=bound * 10)
+    for one, other in zip((*inputs, outer), before, strict=True):
+        assert torch.equal(one, other), "what was handed in is left as it was"
+
+
+@pytest.mark.parametrize("spread", [1.0, 4.0])
+def test_bfloat16_gradients_are_no_worse_than_the_fused_kernels(spread: float) -> None:
+    *inputs, outer = heads(1500, spread, torch.bfloat16)
+
+    def fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return functional.scaled_dot_product_attention(query, key, value, scale=0.25, enable_gqa=True)
+
+    exact = gradients(lambda *three: plain(*three, 0.25), outer.double(), *(one.double() for one in inputs))
+    ours = gradients(lambda *three: attention_gradient.attend(*three, 0.25), outer, *inputs)
+    theirs = gradients(fused, outer, *inputs)
+    assert torch.equal(ours[0], theirs[0]), "the forward pass is the kernel's"
+    squares = [sum(error(a, b) ** 2 for a, b in zip(got[1:], exact[1:], strict=True)) for got in (ours, theirs)]
+    assert squares[0] <= squares[1] * 1.05
+    assert max(error(a, b) for a, b in zip(ours[1:], exact[1:], strict=True)) <= 0.011
+
+
+def test_weights_far_from_even_need_the_shift(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative control: with every row shifted alike, large scores are rounded worse."""
+    *inputs, outer = heads(1500, 4.0, torch.bfloat16)
+    exact = gradients(lambda *three: plain(*three, 0.25), outer.double(), *(one.double() for one in inputs))
+    errors = []
+    for clamp in (Tensor.clamp_, lambda column, low, high: column.fill_(high)):
+        monkeypatch.setattr(Tensor, "clamp_", clamp)
+        found = gradients(lambda *three: attention_gradient.attend(*three, 0.25), outer, *inputs)
+        errors.append(error(found[3], exact[3]))
+    assert errors[0] < 0.8 * errors[1]
+
+
+def test_many_tokens_in_bfloat16_take_our_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def attend(query: Tensor, *others: object) -> Tensor:
+        asked.append(query.shape[2])
+        return query
+
+    monkeypatch.setattr(attention, "attend", attend)
+    for n_tokens in (1024, 1025):
+        for dtype in (torch.float32, torch.bfloat16):
+            for mask in (None, torch.zeros(1, 1, n_tokens, n_tokens, dtype=dtype)):
+                query = torch.zeros(1, 2, n_tokens, 8, dtype=dtype, requires_grad=True)
+                attention.bidirectional_attention(nn.Module(), query, query, query, mask, 1.0)
+                with torch.no_grad():
+                    attention.bidirectional_attention(nn.Module(), query, query, query, mask, 1.0)
+    assert asked == [1025]
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_pytorch_tanh"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gated_unit_gives_autograds_bits_and_keeps_its_inputs_alone(
+    activation: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.activations import ACT2FN
+
+    monkeypatch.setattr(lean, "_NUMBERS_AT_ONCE", 100)  # several pieces, the last one shorter
+    act = ACT2FN[activation]
+    generator = torch.Generator().manual_seed(2)
+    gate, up, outer = (torch.randn(2, 7, 12, generator=generator).mul_(3).to(dtype) for _ in range(3))
+    found = gradients(lambda a, b: lean._Gated.apply(a, b, activation), outer, gate, up)
+    plainly = gradients(lambda a, b: act(a) * b, outer, gate, up)
+    for one, other in zip(found, plainly, strict=True):
+        torch.testing.assert_close(one, other, atol=0, rtol=1e-6)  # vector units and their rest may differ in a bit
+    saved: list[Tensor] = []
+    with saved_tensors_hooks(lambda one: saved.append(one) or one, lambda one: one):
+        lean._Gated.apply(gate.requires_grad_(), up.requires_grad_(), activation)
+    assert [one.data_ptr() for one in saved] == [gate.data_ptr(), up.data_ptr()]
+
+
+def test_unknown_activations_are_left_to_the_module() -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    numbers = SimpleNamespace(hidden_size=8, intermediate_size=12, mlp_bias=False, hidden_act="relu")
+    mlp = LlamaMLP(numbers)  # type: ignore[no-untyped-call]
+    x = torch.randn(1, 3, 8)
+    expected = mlp(x)
+    assert torch.equal(lean.GatedMLP(mlp, "relu")(x), expected)
