@@ -6,7 +6,7 @@ from monai.losses import DiceCELoss, DiceLoss
 from torch import Tensor
 
 from medvisionllama.label_reading import LabelReading
-from medvisionllama.losses import LossName, segmentation_loss, soft_dice_loss
+from medvisionllama.losses import LossName, LossOfPieces, segmentation_loss, soft_dice_loss
 
 SIZE = (5, 4, 3)
 NAMES: list[LossName] = ["dice_ce", "ce", "dice_bce", "bce"]
@@ -236,3 +236,18 @@ def test_regions_with_a_softmax_are_refused() -> None:
     logits, label = drawn("dice_ce")
     with pytest.raises(ValueError, match="regions overlap"):
         segmentation_loss(logits, label, "dice_ce", REGIONS)
+
+
+@pytest.mark.parametrize("reading", [LabelReading(), REGIONS, IGNORING])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_loss_of_pieces_is_that_of_the_whole(name: LossName, reading: LabelReading) -> None:
+    logits, label = partly_ignored(name)[:2] if reading is IGNORING else drawn(name)
+    if reading is REGIONS and name in ("dice_ce", "ce"):
+        return
+    pieces = LossOfPieces(name, reading)
+    for i, j in ((slice(0, 2), slice(0, 4)), (slice(2, 5), slice(0, 1)), (slice(2, 5), slice(1, 4))):
+        pieces.add(logits[0, :, i, j], label[0, i, j])
+    whole = segmentation_loss(logits[:1], label[:1], name, reading)
+    assert pieces.value() == pytest.approx(float(whole), rel=1e-6)
+    pieces.add(logits[1], label[1])  # negative control: more voxels, another loss
+    assert pieces.value() != pytest.approx(float(whole), rel=1e-3)

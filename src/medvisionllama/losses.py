@@ -92,6 +92,52 @@ def _masks(label_BIJK: Tensor, classes: int) -> Tensor:
     return label_BIJK[:, None] == values[:, None, None, None]
 
 
+class LossOfPieces:
+    """The loss of one case that is looked at piece by piece, so that its logits are never held at once.
+
+    Args:
+        name: See :func:`segmentation_loss`.
+        reading: Likewise.
+    """
+
+    def __init__(self, name: LossName, reading: LabelReading = EVERY_VOXEL_ITS_CLASS) -> None:
+        self._name: LossName = name
+        self._reading = reading
+        self._entropy, self._voxels = 0.0, 0
+        self._both: Tensor | float = 0.0
+        self._either: Tensor | float = 0.0
+
+    def add(self, logits_CIJK: Tensor, label_IJK: Tensor) -> None:
+        """Take a piece in: pieces are any size and do not overlap."""
+        logits, label = logits_CIJK.float()[None], label_IJK[None]
+        counts = torch.ones_like(label, dtype=torch.bool)
+        if self._reading.ignored is not None:
+            counts = label != self._reading.ignored
+            label = torch.where(counts, label, 0)
+        if self._name in ("dice_ce", "ce"):
+            entropy = cross_entropy(logits, label.long(), reduction="none")
+            probability, target = torch.softmax(logits, 1)[:, 1:], _masks(label, logits.shape[1] - 1)
+        else:
+            target = _targets(label, logits.shape[1], self._reading)
+            entropy = binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none").mean(1)
+            probability = torch.sigmoid(logits)
+        self._entropy += float((entropy * counts).sum(dtype=torch.float64))
+        self._voxels += int(counts.sum())
+        probability, target = probability * counts[:, None], target & counts[:, None]
+        voxels = (0, 2, 3, 4)
+        inside = target.sum(voxels, dtype=torch.float64)
+        self._both = self._both + (probability * target).sum(voxels, dtype=torch.float64)
+        self._either = self._either + probability.sum(voxels, dtype=torch.float64) + inside
+
+    def value(self) -> float:
+        """What :func:`segmentation_loss` says of all pieces together, to rounding."""
+        entropy = self._entropy / max(1, self._voxels)
+        if self._name in ("ce", "bce"):
+            return entropy
+        dice = torch.as_tensor((2 * self._both + SMOOTH) / (self._either + SMOOTH))
+        return entropy + 1 - float(dice.mean())
+
+
 def soft_dice_loss(probability_BCIJK: Tensor, target_BCIJK: Tensor) -> Tensor:
     """``1 - mean(2 sum(p t) / (sum(p) + sum(t)))``, per case and channel, then averaged.
 

@@ -6,8 +6,9 @@ Axes: ``M`` modalities, ``C`` output channels, ``I J K`` voxels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from medvisionllama.data.way_back import (
 )
 from medvisionllama.geometry import Array, Shape, Volume, ras_grid
 from medvisionllama.largest_component import keep_largest
+from medvisionllama.losses import LossName, LossOfPieces
 from medvisionllama.sliding_window import Network, Sweep, mirrored
 
 MEMORY_GB = 4.0
@@ -180,25 +182,40 @@ def mirror_axes(plan: Plan) -> tuple[tuple[int, ...], list[int]]:
     return plan.mirroring.axes, [targets.index(image) for image in images]
 
 
-def dice_on_model_grid(
+@dataclass(frozen=True)
+class Look:
+    """What whole volumes say of a network while it trains.
+
+    Attributes:
+        dice: Mean over volumes, by class or region, and their mean as ``mean``. What is in neither label nor output of
+            a volume counts for nothing there; what is in just one of them, for 0.
+        loss: Of whole volumes, as training has it of patches; mean over volumes.
+    """
+
+    dice: dict[str, float]
+    loss: float
+
+
+def look_at_volumes(
     model: nn.Module,
     plan: Plan,
-    cases: Iterable[PreparedCase],
+    cases: Sequence[PreparedCase],
+    loss: LossName,
     device: torch.device,
     precision: torch.dtype,
     room: Room | None = None,
-) -> dict[str, float]:
-    """Mean Dice over whole prepared volumes, by class or region and as their ``mean``: what training is steered by.
-
-    A class that is in neither label nor output of a case counts for nothing there; in just one of them, for 0.
-    """
+) -> Look:
+    """Segment whole prepared volumes on the model's grid: what training is steered by."""
     model.eval()
     by_class: dict[str, list[float]] = {name: [] for name in plan.targets}
+    losses = []
     member = Member(model, plan)
     for case in cases:
         image = torch.from_numpy(np.array(case.image))
         sweeps = fine_sweeps([member], [image], None, device, precision, room or Room())
-        found = choices_on(sweeps, plan.out_channels)
+        of_case = LossOfPieces(loss, plan.reading)
+        found = choices_on(sweeps, plan.out_channels, partial(_add_piece, of_case, sweeps[0].sweep, case.label))
+        losses.append(of_case.value())
         counts = case.label != IGNORED
         for name, numbers in plan.numbered_targets.items():
             a, b = np.isin(found, numbers) & counts, np.isin(case.label, numbers)
@@ -206,4 +223,10 @@ def dice_on_model_grid(
                 by_class[name].append(2 * int((a & b).sum()) / voxels)
     means = {name: float(np.mean(values)) if values else float("nan") for name, values in by_class.items()}
     known = [value for value in means.values() if not np.isnan(value)]
-    return means | {"mean": float(np.mean(known)) if known else float("nan")}
+    means["mean"] = float(np.mean(known)) if known else float("nan")
+    return Look(means, float(np.mean(losses)) if losses else float("nan"))
+
+
+def _add_piece(loss: LossOfPieces, sweep: Sweep, label: Array, place: Place) -> None:
+    logits = sweep.logits(place)
+    loss.add(logits, torch.from_numpy(np.array(label[place])).to(logits.device))

@@ -24,7 +24,7 @@ from medvisionllama.listener import Listener, Silent
 from medvisionllama.machine import Machine
 from medvisionllama.models.medvisionllama import ModelConfig
 from medvisionllama.models.network import Network, build_network
-from medvisionllama.predict import dice_on_model_grid
+from medvisionllama.predict import look_at_volumes
 from medvisionllama.processes import Processes
 from medvisionllama.provenance import environment, parameters, stages
 from medvisionllama.recipe import Recipe
@@ -130,7 +130,8 @@ def train_run(
         write_json(run.environment, environment(machine.device, command) | {"processes": processes.count})
 
     def validate(trained: nn.Module) -> Validated:
-        return Validated(dice_on_model_grid(trained, plan, to_validate, machine.device, recipe.dtype))
+        look = look_at_volumes(trained, plan, to_validate, recipe.loss, machine.device, recipe.dtype)
+        return Validated(look.dice, look.loss)
 
     outcome = train(
         model,

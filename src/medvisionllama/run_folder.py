@@ -4,6 +4,18 @@ A run folder holds ``config.yaml, plan.json, splits.json, log.jsonl, model.safet
 summary.json``, while it trains also ``checkpoint.safetensors`` and ``checkpoint.json``, and one folder per scored part
 (``validation/``, ``test/``) with ``predictions/``, ``scores.csv``, ``summary.json`` and ``pictures/``. In the paper
 protocol a part's files lie one level lower, in ``native/`` and ``model/``.
+
+Each line of ``log.jsonl`` is an entry of a training, every tenth step and after each validation:
+
+- ``step``: how many steps are done; ``seconds``: spent until then, earlier sittings and validations included.
+- ``loss``: of patches, the mean over the steps since the entry before; ``learning_rate``: of this step.
+- ``validation_dice``: of whole validation volumes on the model's grid, mean over classes, by which the model is chosen;
+  ``validation_dice_by_class``: the same class by class, with their ``mean``.
+- ``validation_loss``: of whole validation volumes, mean over volumes, with the loss that training has of patches.
+- ``block_norms``: mean length of the tokens ``entering`` and ``leaving`` the language block in this step.
+- ``stopped_early``: true in the last entry of a training whose patience ran out.
+
+Numbers that do not exist (a Dice where no class is anywhere) are null; keys without a measurement are left out.
 """
 
 from __future__ import annotations

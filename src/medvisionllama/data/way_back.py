@@ -7,7 +7,7 @@ so they exist for one tile at a time. Axes: ``C`` output channels, ``I J K`` vox
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,7 +130,9 @@ class FineSweep:
         return torch.lerp(coarse.index_select(1 + axis, below), coarse.index_select(1 + axis, above), share)
 
 
-def choices_on(members: Sequence[FineSweep], channels: int) -> Array:
+def choices_on(
+    members: Sequence[FineSweep], channels: int, look: Callable[[Place], None] = lambda place: None
+) -> Array:
     """``(I,J,K)`` uint8: the class numbers that the mean of the members' probabilities chooses, tile by tile.
 
     To rounding what :func:`decide` says of all probabilities at once.
@@ -138,9 +140,11 @@ def choices_on(members: Sequence[FineSweep], channels: int) -> Array:
     Args:
         members: Sweeps along one axis, looked at on one grid.
         channels: ``C``.
+        look: Told each tile's place while the sweeps can be looked up there.
     """
     chosen = np.zeros(members[0].shape, dtype=np.uint8)
     for place in tiles(members, channels):
+        look(place)
         chosen[place] = _choice(members, [m.coarse(place) for m in members], place)
     return chosen
 

@@ -22,7 +22,7 @@ from medvisionllama.data.plan import Plan, make_plan
 from medvisionllama.errors import InputError
 from medvisionllama.models.medvisionllama import ModelConfig, build
 from medvisionllama.models.zoo import MODELS, named
-from medvisionllama.predict import dice_on_model_grid
+from medvisionllama.predict import look_at_volumes
 from medvisionllama.recipe import Recipe
 from medvisionllama.train import make_optimizer, train_step
 
@@ -116,7 +116,7 @@ def overfit(
         fastest = min(fastest, time.perf_counter() - started)
         step += 1
         if step % LOOK_EVERY_STEPS == 0 or step == steps:
-            dice = dice_on_model_grid(model, plan, cases, device, torch.bfloat16)["mean"]
+            dice = look_at_volumes(model, plan, cases, RECIPE.loss, device, torch.bfloat16).dice["mean"]
     return Overfitted(name, form, _trainable(model), dice >= ENOUGH_DICE, dice, step, fastest)
 
 
