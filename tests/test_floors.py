@@ -17,6 +17,7 @@ FLOORS = [
             "losses",
             "metrics",
             "sliding_window",
+            "mapped",
             "largest_component",
             "checkpoint",
             "run_folder",
@@ -27,13 +28,19 @@ FLOORS = [
     ),
     (2, ("data", "reports", "recipe", "averaging")),
     (3, ("train", "predict", "evaluate")),
-    (4, ("run", "segment", "config", "pictures", "provenance", "explain", "machine", "listener")),
+    (4, ("run", "segment", "cleanup", "config", "pictures", "provenance", "explain", "machine", "listener")),
     (5, ("experiments", "demo")),
     (6, ("interop",)),
     (7, ("cli", "__main__", "commands", "console")),
     (8, ("__init__",)),  # names what the package offers; imports it only when asked
 ]
-ONLY_TOGETHER = {("models", "language"), ("data", "geometry"), ("metrics", "geometry"), ("recipe", "data")}
+ONLY_TOGETHER = {
+    ("sliding_window", "mapped"),
+    ("models", "language"),
+    ("data", "geometry"),
+    ("metrics", "geometry"),
+    ("recipe", "data"),
+}
 HEAVY = ("torch", "transformers", "peft", "monai", "nibabel")
 
 

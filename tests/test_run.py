@@ -52,7 +52,7 @@ def test_a_run_leaves_what_the_contract_names(trained: Path) -> None:
     left = {path.name for path in trained.iterdir()}
     assert left == {
         "config.yaml", "plan.json", "splits.json", "log.jsonl", "model.safetensors", "environment.json",
-        "summary.json", "validation",
+        "summary.json", "postprocessing.json", "validation",
     }  # fmt: skip
     summary = json.loads((trained / "summary.json").read_text())
     assert {"model", "block", "seed", "steps", "seconds", "validation"} <= summary.keys()

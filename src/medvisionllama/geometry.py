@@ -158,6 +158,11 @@ def to_ras(volume: Volume) -> Volume:
     return _rearrange(volume, *_way_to_ras(volume.grid))
 
 
+def seen_in_ras_order(array: Array, grid: Grid) -> Array:
+    """An array ``(...,I,J,K)`` on ``grid`` seen in RAS order: a view, so that writing to it writes to the array."""
+    return _turned(array, *_way_to_ras(grid))
+
+
 def onto_axes_of(volume: Volume, original: Grid) -> Volume:
     """Undo :func:`to_ras`: voxels in RAS order back in the axis order and directions of ``original``.
 
@@ -175,10 +180,14 @@ def _way_to_ras(grid: Grid) -> tuple[list[int], list[bool]]:
 
 def _rearrange(volume: Volume, order: list[int], flips: list[bool]) -> Volume:
     """Take voxel axes in ``order``, then reverse those flagged; the affine follows so that no voxel moves."""
-    lead = volume.array.ndim - 3
-    array = volume.array.transpose(*range(lead), *[lead + axis for axis in order])
-    array = np.flip(array, tuple(lead + axis for axis, flip in enumerate(flips) if flip))
-    return Volume(np.ascontiguousarray(array), _rearranged(volume.grid, order, flips).affine)
+    array = np.ascontiguousarray(_turned(volume.array, order, flips))
+    return Volume(array, _rearranged(volume.grid, order, flips).affine)
+
+
+def _turned(array: Array, order: list[int], flips: list[bool]) -> Array:
+    lead = array.ndim - 3
+    array = array.transpose(*range(lead), *[lead + axis for axis in order])
+    return np.flip(array, tuple(lead + axis for axis, flip in enumerate(flips) if flip))
 
 
 def _rearranged(grid: Grid, order: list[int], flips: list[bool]) -> Grid:

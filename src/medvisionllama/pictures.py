@@ -44,10 +44,18 @@ def reference_of(case: Case, plan: Plan) -> Volume:
 
 def where_labelled(prediction: Volume, case: Case, plan: Plan) -> Volume:
     """The prediction, 0 where the reference is ignored and nothing is to be judged; on the label map's grid alone."""
-    if plan.ignored is None or case.label is None:
+    judged = labelled(case, plan)
+    if judged is None:
         return prediction
-    ignored = read_label_map(case.label).array == plan.ignored
-    return prediction.with_array(np.where(ignored, 0, prediction.array).astype(prediction.array.dtype))
+    return prediction.with_array(np.where(judged, prediction.array, 0).astype(prediction.array.dtype))
+
+
+def labelled(case: Case, plan: Plan) -> Array | None:
+    """Which voxels of a case's label map somebody has labelled; None where that is all of them."""
+    if plan.ignored is None or case.label is None:
+        return None
+    known: Array = read_label_map(case.label).array != plan.ignored
+    return known
 
 
 def volume_rows(prediction: Volume, reference: Volume, targets: Sequence[Target], case: str) -> list[VolumeRow]:

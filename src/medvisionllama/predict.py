@@ -6,7 +6,7 @@ Axes: ``M`` modalities, ``C`` output channels, ``I J K`` voxels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from medvisionllama.data.way_back import (
     Place,
     back_to_input_grid,
     choices_on,
+    decide,
     label_values,
     probabilities_on,
 )
@@ -30,6 +31,8 @@ from medvisionllama.geometry import Array, Shape, Volume, ras_grid
 from medvisionllama.largest_component import keep_largest
 from medvisionllama.losses import LossName, LossOfPieces
 from medvisionllama.sliding_window import Network, Sweep, mirrored
+
+Keep = Callable[[Place, Array], None]
 
 MEMORY_GB = 4.0
 MOST_WINDOWS_AT_ONCE = 4
@@ -91,7 +94,7 @@ class Segmenter:
         """The first member's, whose classes all share."""
         return self.members[0].plan
 
-    def segment(self, image: Volume, name: str = "the image") -> Volume:
+    def segment(self, image: Volume, name: str = "the image", keep: Keep | None = None) -> Volume:
         """The label map of an image, in exactly its grid: same size, same affine.
 
         It is decided on the fine grid, so that edges follow the model and not its voxels.
@@ -99,16 +102,22 @@ class Segmenter:
         Args:
             image: ``(I,J,K)`` or ``(M,I,J,K)``, in any orientation.
             name: What error messages call it.
+            keep: Told the probabilities too, tile by tile: a place of the image's grid in RAS order, and the
+                ``(C,...)`` float32 there. All classes are looked at everywhere then, which takes longer.
 
         Raises:
             InputError: Channels or intensities do not fit, or there is no room for what must pass by the disk.
         """
-        chosen = choices_on(self._fine(image, name, ras_grid(image.grid).shape), self.plan.out_channels)
-        return back_to_input_grid(keep_largest(label_values(chosen, self.plan), self.clean), image.grid)
-
-    def probabilities(self, image: Volume, name: str = "the image") -> Iterator[tuple[Place, Array]]:
-        """Tile by tile, places of the input's grid in RAS order and the ``(C,...)`` float32 probabilities there."""
-        return probabilities_on(self._fine(image, name, ras_grid(image.grid).shape), self.plan.out_channels)
+        fine = self._fine(image, name, ras_grid(image.grid).shape)
+        if keep is None:
+            labels = label_values(choices_on(fine, self.plan.out_channels), self.plan)
+        else:
+            values = label_values(np.zeros(1, dtype=np.uint8), self.plan)
+            labels = np.zeros(ras_grid(image.grid).shape, dtype=values.dtype)
+            for place, probability in probabilities_on(fine, self.plan.out_channels):
+                labels[place] = decide(probability, self.plan)
+                keep(place, probability)
+        return back_to_input_grid(keep_largest(labels, self.clean), image.grid)
 
     def label_map_on_model_grid(self, image: Volume, name: str = "the image") -> Array:
         """``(I,J,K)`` on the model's grid: the paper protocol, where members share it, scores it too."""

@@ -1,9 +1,9 @@
 """Every file and row a run leaves. Standard library only, so that pages and figures need no torch.
 
 A run folder holds ``config.yaml, plan.json, splits.json, log.jsonl, model.safetensors, environment.json,
-summary.json``, while it trains also ``checkpoint.safetensors`` and ``checkpoint.json``, and one folder per scored part
-(``validation/``, ``test/``) with ``predictions/``, ``scores.csv``, ``summary.json`` and ``pictures/``. In the paper
-protocol a part's files lie one level lower, in ``native/`` and ``model/``.
+summary.json, postprocessing.json``, while it trains also ``checkpoint.safetensors`` and ``checkpoint.json``, and one
+folder per scored part (``validation/``, ``test/``) with ``predictions/``, ``scores.csv``, ``summary.json`` and
+``pictures/``. In the paper protocol a part's files lie one level lower, in ``native/`` and ``model/``.
 
 Each line of ``log.jsonl`` is an entry of a training, every tenth step and after each validation:
 
@@ -68,6 +68,7 @@ class RunFolder:
         self.checkpoint_state = self.path / "checkpoint.json"
         self.environment = self.path / "environment.json"
         self.summary = self.path / "summary.json"
+        self.postprocessing = self.path / "postprocessing.json"
 
     def refuse_other_version(self) -> None:
         """Make sure that this version of the program understands what lies here.

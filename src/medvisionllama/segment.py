@@ -3,33 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medvisionllama.checkpoint import load_tensors, put_model_tensors
-from medvisionllama.config import read_experiment
+from medvisionllama.cleanup import Trials, labels_to_clean, write_trials
+from medvisionllama.config import Experiment, read_experiment
 from medvisionllama.data.decathlon import Case, read_task
 from medvisionllama.data.dicom import is_dicom_folder, read_series
 from medvisionllama.data.dicom_seg import refuse_seg, write_seg
-from medvisionllama.data.nifti import ENDINGS, case_name, read_label_map, read_volume, write_label_map
+from medvisionllama.data.nifti import (
+    ENDINGS,
+    MOST_PROBABLE,
+    case_name,
+    probability_file,
+    read_grid,
+    read_label_map,
+    read_volume,
+    write_label_map,
+)
 from medvisionllama.data.plan import IGNORED, Plan, read_plan
 from medvisionllama.data.preprocess import label_to_model_grid
 from medvisionllama.data.splits import read_splits
+from medvisionllama.data.way_back import Place
 from medvisionllama.errors import InputError
 from medvisionllama.evaluate import Target, score_volume, summarise, tolerance_of
-from medvisionllama.geometry import Volume, ras_grid
+from medvisionllama.geometry import Affine, Array, Grid, Volume, ras_grid, seen_in_ras_order
 from medvisionllama.language.block import BlockIdentity, verify
+from medvisionllama.largest_component import keep_largest
 from medvisionllama.listener import Listener, Silent
 from medvisionllama.machine import Machine, choose_device, default_cache
 from medvisionllama.models.medvisionllama import ModelConfig
 from medvisionllama.models.network import build_network
 from medvisionllama.models.zoo import with_block
-from medvisionllama.pictures import VolumeRow, keep_pictures, reference_of, volume_rows, where_labelled, write_volumes
-from medvisionllama.predict import Member, Segmenter
+from medvisionllama.pictures import (
+    VolumeRow,
+    keep_pictures,
+    labelled,
+    reference_of,
+    volume_rows,
+    where_labelled,
+    write_volumes,
+)
+from medvisionllama.predict import MEMORY_GB, Member, Room, Segmenter
 from medvisionllama.run_folder import RunFolder, ScoreRow, read_json, write_json, write_scores
 from medvisionllama.whole_file import refuse_unwritable
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How label maps are made; no part of a run's definition.
+
+    Attributes:
+        memory_gb: For passing results (:class:`medvisionllama.predict.Room`).
+        mirror: Show every window mirrored too, along the axes the plan allows; their probabilities are averaged.
+        cleanup: Keep only the largest component of the classes for which that was found to help on validation.
+        probabilities: Write those of all classes too, as ``probabilities/CASE.nii.gz`` beside the label maps.
+    """
+
+    memory_gb: float = MEMORY_GB
+    mirror: bool = False
+    cleanup: bool = True
+    probabilities: bool = False
+
+
+PLAIN = Inference()
 
 
 class Loaded:
@@ -55,14 +96,20 @@ class Loaded:
         return self.segmenter.segment(_read_image(Path(image)), str(image))
 
 
-def load(*runs: Path | str, device: str = "auto", cache: Path | None = None, offline: bool = False) -> Loaded:
+def load(
+    *runs: Path | str,
+    device: str = "auto",
+    cache: Path | None = None,
+    offline: bool = False,
+    inference: Inference = PLAIN,
+) -> Loaded:
     """Load a run folder, or several as an ensemble: ``mvl.load(RUN).segment(PATH)``.
 
     Raises:
         InputError: A folder holds no finished run, or its language block cannot be found or is another.
     """
     machine = Machine(choose_device(device), cache or default_cache(), cache, offline)
-    return Loaded(load_segmenter([Path(run) for run in runs], machine))
+    return Loaded(load_segmenter([Path(run) for run in runs], machine, inference))
 
 
 def load_member(folder: Path, machine: Machine) -> Member:
@@ -99,7 +146,7 @@ def load_member(folder: Path, machine: Machine) -> Member:
     return Member(model.to(machine.device).eval(), plan)
 
 
-def load_segmenter(folders: Sequence[Path], machine: Machine) -> Segmenter:
+def load_segmenter(folders: Sequence[Path], machine: Machine, inference: Inference = PLAIN) -> Segmenter:
     """The ensemble of one or several run folders; a folder with folds below counts as all of them.
 
     Raises:
@@ -115,7 +162,13 @@ def load_segmenter(folders: Sequence[Path], machine: Machine) -> Segmenter:
                 got=f"{dict(member.plan.classes)} and {dict(first.classes)}",
                 mend="Ensemble runs of one task and protocol.",
             )
-    return Segmenter(members, machine.device, read_experiment(runs[0].config).recipe.dtype)
+    return Segmenter(
+        [replace(member, mirror=inference.mirror) for member in members],
+        machine.device,
+        read_experiment(runs[0].config).recipe.dtype,
+        Room(inference.memory_gb, machine.cache / "passing"),
+        labels_to_clean(runs) if inference.cleanup else frozenset(),
+    )
 
 
 def predict_files(
@@ -125,6 +178,7 @@ def predict_files(
     machine: Machine,
     *,
     dicom_seg: bool = False,
+    inference: Inference = PLAIN,
     listener: Listener | None = None,
 ) -> list[Path]:
     """Segment a NIfTI file, all NIfTI files of a folder, or the DICOM series of a folder; returns what was written.
@@ -147,12 +201,13 @@ def predict_files(
     if dicom_seg:
         refuse_seg(source, out)
     refuse_unwritable(out)
-    segmenter = load_segmenter(folders, machine)
+    segmenter = load_segmenter(folders, machine, inference)
     _note_unfinished([run for folder in folders for run in RunFolder(folder).folds()], listener)
     written, faults = [], []
     for path, target in listener.track(list(zip(images, targets, strict=True)), "Segmenting"):
         try:
-            write_label_map(segmenter.segment(_read_image(path), str(path)), target)
+            image = _read_image(path)
+            write_label_map(_segmented(segmenter, image, path, target, inference), target, like=path)
             written.append(target)
         except InputError as error:
             faults.append(str(error))
@@ -166,52 +221,139 @@ def predict_files(
     return written
 
 
-def predict_part(run: RunFolder, part: str, machine: Machine, *, listener: Listener | None = None) -> dict[str, Any]:
+def predict_part(
+    run: RunFolder,
+    part: str,
+    machine: Machine,
+    *,
+    inference: Inference = PLAIN,
+    listener: Listener | None = None,
+) -> dict[str, Any]:
     """Segment and score ``validation`` or ``test`` of the run's own split; returns the run's summary with the part.
 
+    A folder with folds is one ensemble, whose test part alone can be asked for. Scoring the validation part also
+    finds out which classes to clean up, and applies it there as everywhere else.
+
     Raises:
-        InputError: The run is not finished, its data set is gone, or the part is empty.
+        InputError: The run is not finished, its data set is gone, the part is empty, or it is a fold's own.
     """
     listener = listener or Silent()
     run.refuse_other_version()
-    experiment, plan, splits = read_experiment(run.config), read_plan(run.plan), read_splits(run.splits)
-    _note_unfinished([run], listener)
+    folds = run.folds()
+    experiment, plan, names = _asked_for(run, folds, part)
+    _note_unfinished(folds, listener)
     task = read_task(machine.dataset or experiment.dataset)
-    names = splits.test if part == "test" else splits.validation(experiment.fold)
-    if not names:
-        raise InputError(f"the run's split has no {part} part", mend="Add cases, or ask for the other part.")
-    segmenter = load_segmenter([run.path], machine)
-    grids = ("native", "model") if plan.protocol == "paper" else (None,)
-    scored: dict[str | None, list[ScoreRow]] = {grid: [] for grid in grids}
-    volumes: dict[str | None, list[VolumeRow]] = {grid: [] for grid in grids}
-    tolerance = tolerance_of(task) if experiment.tolerance_mm is None else experiment.tolerance_mm
-    for case in listener.track(task.named(names), f"Segmenting {part}"):
-        image, reference = case.read_image(), reference_of(case, plan)
+    cases = task.named(names)
+    trying = part == "validation" and inference.cleanup
+    segmenter = load_segmenter([run.path], machine, replace(inference, cleanup=inference.cleanup and not trying))
+    grids: tuple[str | None, ...] = ("native", "model") if plan.protocol == "paper" else (None,)
+    trials = Trials(plan)
+    for case in listener.track(cases, f"Segmenting {part}"):
+        image = case.read_image()
         for grid in grids:
+            target = run.part(part, grid) / "predictions" / f"{case.name}.nii.gz"
             if grid == "model":
-                predicted, compared = _on_model_grid(segmenter, case, image, plan)
-            else:
-                predicted, compared = segmenter.segment(image, str(case.image)), reference
-            out = run.part(part, grid)
-            write_label_map(predicted, out / "predictions" / f"{case.name}.nii.gz")
-            judged = predicted if grid == "model" else where_labelled(predicted, case, plan)
-            scored[grid] += score_volume(judged, compared, _targets(plan), tolerance, case.name)
-            volumes[grid] += volume_rows(judged, compared, _targets(plan), case.name)
-    summaries = {}
-    for grid, rows in scored.items():
+                write_label_map(_on_model_grid(segmenter, case, image), target)
+                continue
+            predicted = _segmented(segmenter, image, case.image, target, inference, run.part(part, grid))
+            write_label_map(predicted, target, like=case.image)
+            if trying:
+                trials.add(predicted.array, reference_of(case, plan).array, labelled(case, plan))
+    clean: frozenset[int] = frozenset()
+    if trying:
+        write_trials(run, trials.results())
+        clean = labels_to_clean([run])
+    tolerance = tolerance_of(task) if experiment.tolerance_mm is None else experiment.tolerance_mm
+    summary = _summary_so_far(run, folds)
+    for grid in grids:
         out = run.part(part, grid)
+        rows: list[ScoreRow] = []
+        volumes: list[VolumeRow] = []
+        for case in cases:
+            predicted = _cleaned(out / "predictions" / f"{case.name}.nii.gz", clean)
+            compared = _reference_on_model_grid(case, plan) if grid == "model" else reference_of(case, plan)
+            judged = predicted if grid == "model" else where_labelled(predicted, case, plan)
+            rows += score_volume(judged, compared, _targets(plan), tolerance, case.name)
+            volumes += volume_rows(judged, compared, _targets(plan), case.name)
         write_scores(out / "scores.csv", rows)
-        write_volumes(out / "volumes.csv", volumes[grid])
-        summaries[grid] = summarise(rows, tolerance, grid or "native")
-        write_json(out / "summary.json", summaries[grid])
-        if grid != "model":
+        write_volumes(out / "volumes.csv", volumes)
+        scores = summarise(rows, tolerance, grid or "native")
+        write_json(out / "summary.json", scores)
+        if grid == "model":
+            summary[part]["model_grid"] = _in_short(scores, rows)
+        else:
             keep_pictures(out, task, plan, rows)
-    summary: dict[str, Any] = read_json(run.summary) if run.summary.exists() else {}
-    summary[part] = _in_short(summaries[grids[0]], scored[grids[0]])
-    if "model" in summaries:
-        summary[part]["model_grid"] = _in_short(summaries["model"], scored["model"])
+            summary[part] = _in_short(scores, rows)
     write_json(run.summary, summary)
     return summary
+
+
+def _asked_for(run: RunFolder, folds: Sequence[RunFolder], part: str) -> tuple[Experiment, Plan, Sequence[str]]:
+    """Experiment and plan (the first fold's) and the names of the part's cases."""
+    experiment, plan, splits = (
+        read_experiment(folds[0].config),
+        read_plan(folds[0].plan),
+        read_splits(folds[0].splits),
+    )
+    names = splits.test if part == "test" else splits.validation(experiment.fold)
+    if len(folds) > 1:
+        if part != "test":
+            raise InputError(
+                f"{run.path} holds folds, each with a {part} part of its own",
+                mend=f"Name one of them, such as {folds[0].path}, or ask for the test part.",
+            )
+        if any(set(read_splits(fold.splits).test) != set(names) for fold in folds):
+            raise InputError(f"the folds of {run.path} have different test parts", mend="Train them from one split.")
+    if not names:
+        raise InputError(f"the run's split has no {part} part", mend="Add cases, or ask for the other part.")
+    return experiment, plan, names
+
+
+# What a fold's summary says of itself alone; the rest holds for the ensemble of all folds too.
+_OF_ONE_FOLD = ("fold", "steps", "seconds", "best_step", "cases", "command", "validation", "test")
+
+
+def _summary_so_far(run: RunFolder, folds: Sequence[RunFolder]) -> dict[str, Any]:
+    """The run's own summary; for folds together, before it is first written, what their first says of all."""
+    if run.summary.exists():
+        known: dict[str, Any] = read_json(run.summary)
+        return known
+    if len(folds) == 1 or not folds[0].summary.exists():
+        return {}
+    first = read_json(folds[0].summary)
+    return {key: value for key, value in first.items() if key not in _OF_ONE_FOLD} | {
+        "ensemble": [fold.path.name for fold in folds]
+    }
+
+
+def _segmented(
+    segmenter: Segmenter, image: Volume, source: Path, target: Path, inference: Inference, out: Path | None = None
+) -> Volume:
+    """The label map; with its probabilities written on the way where they are wanted."""
+    if not inference.probabilities:
+        return segmenter.segment(image, str(source))
+    folder = (out or target.parent) / "probabilities"
+    plan = segmenter.plan
+    names = [*(("background",) if plan.softmax else ()), *plan.targets]
+    path = folder / f"{case_name(target)}.nii.gz"
+    with probability_file(path, image.grid, len(names), segmenter.room.scratch, like=source) as stored:
+        seen = seen_in_ras_order(stored, image.grid)
+
+        def keep(place: Place, probability: Array) -> None:
+            seen[(slice(None), *place)] = np.rint(probability * MOST_PROBABLE)
+
+        label_map = segmenter.segment(image, str(source), keep)
+    write_json(folder / "channels.json", names)
+    return label_map
+
+
+def _cleaned(path: Path, labels: frozenset[int]) -> Volume:
+    """The label map of a file, of some labels the largest component alone, which then is put into the file too."""
+    found = read_label_map(path)
+    kept = found.with_array(keep_largest(found.array, labels))
+    if kept.array is not found.array:
+        write_label_map(kept, path, like=path)
+    return kept
 
 
 def _note_unfinished(runs: Iterable[RunFolder], listener: Listener) -> None:
@@ -226,15 +368,27 @@ def _targets(plan: Plan) -> list[Target]:
     return [Target(name, labels) for name, labels in plan.targets.items()]
 
 
-def _on_model_grid(segmenter: Segmenter, case: Case, image: Volume, plan: Plan) -> tuple[Volume, Volume]:
-    """Prediction and reference on the paper protocol's grid, as the papers must have scored; 0 where ignored."""
-    assert case.label is not None
-    affine = ras_grid(image.grid).with_shape(plan.window).affine
+def _on_model_grid(segmenter: Segmenter, case: Case, image: Volume) -> Volume:
+    """The prediction on the paper protocol's grid, as the papers must have scored; 0 where ignored."""
     predicted = segmenter.label_map_on_model_grid(image, str(case.image))
-    reference = Volume(read_label_map(case.label).array, image.affine)  # one affine, as in Case.read_pair
-    compared = label_to_model_grid(reference, plan, str(case.label))
-    labelled = compared != IGNORED
-    return Volume(predicted * labelled, affine), Volume(compared * labelled, affine)
+    ignored = _numbers_on_model_grid(case, segmenter.plan).array == IGNORED
+    return Volume(np.where(ignored, 0, predicted).astype(np.uint8), _model_affine(image.grid, segmenter.plan))
+
+
+def _reference_on_model_grid(case: Case, plan: Plan) -> Volume:
+    numbers = _numbers_on_model_grid(case, plan)
+    return numbers.with_array(np.where(numbers.array == IGNORED, 0, numbers.array))
+
+
+def _numbers_on_model_grid(case: Case, plan: Plan) -> Volume:
+    assert case.label is not None
+    grid, _ = read_grid(case.image)
+    reference = Volume(read_label_map(case.label).array, grid.affine)  # one affine, as in Case.read_pair
+    return Volume(label_to_model_grid(reference, plan, str(case.label)), _model_affine(grid, plan))
+
+
+def _model_affine(grid: Grid, plan: Plan) -> Affine:
+    return ras_grid(grid).with_shape(plan.window).affine
 
 
 def _in_short(summary: dict[str, Any], rows: Sequence[ScoreRow]) -> dict[str, Any]:

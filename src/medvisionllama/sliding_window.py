@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, pad
 
-from medvisionllama.errors import InputError
+from medvisionllama.mapped import mapped_zeros
 
 Shape = tuple[int, int, int]
 Network = Callable[[Tensor], Tensor]
@@ -170,7 +167,11 @@ class Sweep:
             self._weight = self._weight.to(device)
             self._weights = torch.zeros(shape, device=device)
             wanted = (channels, *shape)
-            self._total = mapped_zeros(wanted, self._scratch) if large else torch.zeros(wanted, device=device)
+            self._total = (
+                torch.from_numpy(mapped_zeros(wanted, np.float32, self._scratch))
+                if large
+                else torch.zeros(wanted, device=device)
+            )
         return self._total, self._weights
 
     def _move_to(self, origin: int) -> None:
@@ -183,37 +184,6 @@ class Sweep:
         for channel in (*self._total, self._weights):
             channel.narrow(self.axis, 0, kept).copy_(channel.narrow(self.axis, step, kept).clone())
             channel.narrow(self.axis, kept, step).zero_()
-
-
-def mapped_zeros(shape: Sequence[int], scratch: Path | None) -> Tensor:
-    """A float32 tensor of zeros in a nameless file, so that the system may put it out of memory and bring it back.
-
-    Raises:
-        InputError: The folder has no room, or cannot be written.
-    """
-    return torch.from_numpy(mapped_array(shape, np.float32, scratch))
-
-
-def mapped_array(shape: Sequence[int], dtype: type[np.generic], scratch: Path | None) -> np.memmap[Any, Any]:
-    """An array of zeros in a nameless file; its room is reserved first, since a full disk kills who writes to a map.
-
-    Raises:
-        InputError: The folder has no room, or cannot be written.
-    """
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    try:
-        if scratch is not None:
-            scratch.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=scratch) as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
-            return np.memmap(file, dtype, "r+" if hasattr(os, "posix_fallocate") else "w+", shape=tuple(shape))
-    except OSError as error:
-        raise InputError(
-            f"no room for {size / 1e9:.1f} GB of passing results in {scratch or tempfile.gettempdir()}",
-            got=error.strerror or str(error),
-            mend="Free some, name another --cache folder, or allow more memory by --memory-gb.",
-        ) from error
 
 
 def mirrored(network: Network, axes: Sequence[int], *, sides: Sequence[int] | None = None, sigmoid: bool) -> Network:

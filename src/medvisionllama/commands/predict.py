@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medvisionllama.commands import DONE
-from medvisionllama.commands.options import add_command, add_machine, machine_of, teller_of
+from medvisionllama.commands.options import above_zero, add_command, add_machine, machine_of, teller_of
 from medvisionllama.commands.printing import tell_scores
 from medvisionllama.errors import InputError
 
@@ -27,6 +27,24 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dicom-seg", action="store_true", help="write a DICOM segmentation beside a series' label map"
     )
+    parser.add_argument(
+        "--memory-gb",
+        type=above_zero,
+        default=4.0,
+        help="for passing results, image and networks not counted; what does not fit lies on disk "
+        "(default: %(default)g)",
+    )
+    parser.add_argument(
+        "--mirror", action="store_true", help="average over mirrored windows too, where the plan allows"
+    )
+    parser.add_argument(
+        "--no-cleanup",
+        action="store_true",
+        help="keep all components, also where the largest alone was better on validation",
+    )
+    parser.add_argument(
+        "--probabilities", action="store_true", help="write the probabilities of all classes too, in the input's grid"
+    )
     parser.add_argument("--block", help="where the run's language block lies now, if its folder was moved")
     parser.add_argument("--dataset", type=Path, help="where the run's data set lies now, if its folder was moved")
     parser.add_argument("--json", action="store_true")
@@ -38,15 +56,21 @@ def _predict(options: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from medvisionllama.run_folder import RunFolder, to_json
-    from medvisionllama.segment import predict_files, predict_part
+    from medvisionllama.segment import Inference, predict_files, predict_part
 
     moved = str(options.dataset) if options.dataset else None
     machine = replace(machine_of(options), block_source=options.block, dataset=moved)
+    inference = Inference(options.memory_gb, options.mirror, not options.no_cleanup, options.probabilities)
     if options.part:
         if options.out or options.dicom_seg:
             raise InputError("--part writes into the run folder", mend="Leave out --out and --dicom-seg.")
-        runs = [run for path in options.paths for run in RunFolder(path).folds()]
-        summaries = {str(run.path): predict_part(run, options.part, machine, listener=teller_of()) for run in runs}
+        runs = [RunFolder(path) for path in options.paths]
+        if options.part == "validation":  # each fold has its own; on the test part they are one ensemble
+            runs = [fold for run in runs for fold in run.folds()]
+        summaries = {
+            str(run.path): predict_part(run, options.part, machine, inference=inference, listener=teller_of())
+            for run in runs
+        }
         tell_scores(summaries, options.part, options.json)
         return DONE
     if len(options.paths) < 2 or options.out is None:
@@ -55,7 +79,9 @@ def _predict(options: argparse.Namespace) -> int:
             mend="Try `medvisionllama predict RUN INPUT --out DIR`.",
         )
     *runs, source = options.paths
-    written = predict_files(runs, source, options.out, machine, dicom_seg=options.dicom_seg, listener=teller_of())
+    written = predict_files(
+        runs, source, options.out, machine, dicom_seg=options.dicom_seg, inference=inference, listener=teller_of()
+    )
     print(
         to_json({"written": [str(path) for path in written]})
         if options.json

@@ -9,6 +9,8 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import numpy as np
 
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import AFFINE_TOLERANCE_MM, Affine, Array, Grid, Volume
+from medvisionllama.mapped import mapped_zeros
 from medvisionllama.whole_file import whole_file
 
 ENDINGS = (".nii.gz", ".nii")
@@ -24,6 +27,13 @@ WHOLE_NUMBER_TOLERANCE = 1e-4  # what a label may lose on its way through a floa
 _SLAB_VOXELS = 1 << 22
 _GZIP_MAGIC = b"\x1f\x8b"
 _SCANNER = 1  # NIfTI's xform code for "scanner anatomical"
+# The fields by which a header places its voxels, beside the first four of pixdim.
+_PLACING = (
+    *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("srow_x", "srow_y", "srow_z"),
+)
+_FIRST_VOXEL = 352
+MOST_PROBABLE = 65535  # what stands for a probability of 1
 _IMAGE_CLASSES: tuple[Any, ...] = (nib.Nifti1Image, nib.Nifti2Image)
 _STORED_AS_THEY_ARE = {np.dtype(t) for t in ("uint8", "int8", "uint16", "int16", "int32", "float32", "float64")}
 
@@ -101,15 +111,22 @@ def stored_type(path: Path | str) -> str:
     return str(read_header(path).get_data_dtype().name)
 
 
-def write_label_map(volume: Volume, path: Path | str) -> None:
+def write_label_map(volume: Volume, path: Path | str, like: Path | str | None = None) -> None:
     """Write integers or booleans ``(I,J,K)`` in the smallest integer type; whole file or nothing.
+
+    Args:
+        volume: The label map.
+        path: The file.
+        like: The image it was made from: where that is a NIfTI file on the same grid, its header's qform, sform and
+            their codes are kept, so that every reader places both alike, whichever of the two it goes by.
 
     Raises:
         InputError: The path cannot be written or does not end in ``.nii.gz`` or ``.nii``.
     """
     if volume.array.ndim != 3 or volume.array.dtype.kind not in "iub":
         raise ValueError(f"a label map is integers (I,J,K), not {volume.array.dtype} {volume.array.shape}")
-    _write(_smallest(volume.array.astype(np.uint8) if volume.array.dtype == bool else volume.array), volume, Path(path))
+    labels = _smallest(volume.array.astype(np.uint8) if volume.array.dtype == bool else volume.array)
+    _write(labels, volume, Path(path), _placed_as(volume.grid, like))
 
 
 def write_volume(volume: Volume, path: Path | str) -> None:
@@ -242,19 +259,75 @@ def _smallest(array: Array) -> Array:
     return array.astype(dtype, copy=False)
 
 
-def _write(array: Array, volume: Volume, path: Path) -> None:
+@contextmanager
+def probability_file(
+    path: Path, grid: Grid, channels: int, scratch: Path | None, like: Path | str | None = None
+) -> Iterator[Array]:
+    """An array ``(C,I,J,K)`` of uint16 on ``grid`` to be filled in any order; what is in it at the end is written.
+
+    The file is NIfTI, channels last, a value ``v`` meaning the probability ``v / 65535``, as its header's slope says:
+    every reader gives floats, exact to 8e-6, in half the room of 32-bit ones. The array lies in a nameless file, since
+    a whole body's probabilities fill no memory.
+
+    Args:
+        path: The file; whole or not at all.
+        grid: The image's.
+        channels: ``C``.
+        scratch: Folder for the passing file; None for the system's own.
+        like: As in :func:`write_label_map`.
+
+    Raises:
+        InputError: There is no room, or the path cannot be written or does not end in ``.nii.gz`` or ``.nii``.
+    """
+    _refuse_other_ending(path)
+    i, j, k = grid.shape
+    stored = mapped_zeros((channels, k, j, i), np.uint16, scratch)  # as on disk: I runs fastest
+    yield stored.transpose(0, 3, 2, 1)
+    header = _image(np.broadcast_to(np.uint16(0), (i, j, k, channels)), grid.affine, _placed_as(grid, like)).header
+    header.set_slope_inter(1 / MOST_PROBABLE, 0)
+    header["vox_offset"] = _FIRST_VOXEL
+    with whole_file(path) as part, part.open("wb") as file:
+        packed = gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1, mtime=0, filename="")
+        stream: Any = packed if path.name.endswith(".gz") else file
+        stream.write(header.binaryblock.ljust(_FIRST_VOXEL, b"\0"))
+        for channel in stored:
+            for plane in channel:
+                stream.write(plane.tobytes())
+        if stream is packed:
+            packed.close()
+
+
+def _refuse_other_ending(path: Path) -> None:
     if not path.name.endswith(ENDINGS):
         raise InputError(f"{path} is no name for a NIfTI file", expected=".nii.gz or .nii at its end")
-    content = _image(array, volume.affine).to_bytes()
+
+
+def _placed_as(grid: Grid, like: Path | str | None) -> Any:
+    """The header of the file ``like``, if it is a NIfTI file that places its voxels as ``grid`` does."""
+    if like is None or not str(like).lower().endswith(ENDINGS):
+        return None
+    header = read_header(like)
+    placed = Grid(_shape(Path(like), header)[:3], header.get_best_affine())
+    return header if placed.same_as(grid) else None
+
+
+def _write(array: Array, volume: Volume, path: Path, placed_as: Any = None) -> None:
+    _refuse_other_ending(path)
+    content = _image(array, volume.affine, placed_as).to_bytes()
     if path.name.endswith(".gz"):
         content = gzip.compress(content, compresslevel=5, mtime=0)  # no date: the same voxels give the same bytes
     with whole_file(path) as part:
         part.write_bytes(content)
 
 
-def _image(array: Array, affine: Affine) -> Any:
+def _image(array: Array, affine: Affine, placed_as: Any = None) -> Any:
     image = _IMAGE_CLASSES[0](array, affine)
     image.header.set_xyzt_units("mm")
+    if placed_as is not None:
+        for key in _PLACING:
+            image.header[key] = placed_as[key]
+        image.header["pixdim"][:4] = placed_as["pixdim"][:4]
+        return image
     image.set_sform(affine, code=_SCANNER)
     image.set_qform(affine, code=_SCANNER)
     # A quaternion cannot shear: where it would lie to readers that prefer it, the sform stands alone.
