@@ -27,6 +27,7 @@ from medvisionllama.commands import (
     predict,
     report,
     reproduce,
+    splits,
     train,
 )
 from medvisionllama.errors import InputError
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         blocks,
         models,
         reproduce,
+        splits,
         benchmark,
     ):
         command.add(commands, common)

@@ -1,0 +1,105 @@
+"""What is written for nnU-Net is the same task, split the same way, when it is read again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medvisionllama.data.decathlon import read_task
+from medvisionllama.data.nnunet_splits import read_splits_final, splits_final, write_nnunet
+from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
+from medvisionllama.data.splits import Splits, make_splits
+from medvisionllama.data.task import Task
+from medvisionllama.errors import InputError
+
+
+def phantom(folder: Path, channels: int = 1) -> tuple[Task, Splits]:
+    settings = PhantomSettings(spacing_mm=(2.6, 3.0), channels=channels)
+    task = read_task(write_phantom_task(folder, cases=8, settings=settings))
+    return task, make_splits([case.name for case in task.cases])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("copy", [True, False])
+def test_the_raw_folder_is_the_same_task(tmp_path: Path, channels: int, copy: bool) -> None:
+    task, splits = phantom(tmp_path / "task", channels)
+    written = write_nnunet(task, splits, tmp_path / "out", 4, copy=copy)
+    assert written.raw.name.startswith("Dataset004_")
+    again = read_task(written.raw)
+    assert (again.modalities, dict(again.classes)) == (task.modalities, dict(task.classes))
+    assert {c.name for c in again.cases} == {c.name for c in task.cases} - set(splits.test)
+    assert {c.name for c in again.unlabelled} == set(splits.test)
+    for case in again.cases:
+        (image, label), (was, was_label) = case.read_pair(), task.case(case.name).read_pair()
+        np.testing.assert_array_equal(np.squeeze(image.array), np.squeeze(was.array))
+        np.testing.assert_array_equal(label.array, was_label.array)
+        assert image.grid.same_as(was.grid)
+    assert {path.name for path in (written.raw / "labelsTs").iterdir()} == {f"{name}.nii.gz" for name in splits.test}
+    links = [path.is_symlink() for path in sorted((written.raw / "labelsTr").iterdir())]
+    assert set(links) == {not copy}
+
+
+def test_a_description_as_nnunet_reads_it(tmp_path: Path) -> None:
+    task, splits = phantom(tmp_path / "task", 2)
+    written = write_nnunet(task, splits, tmp_path / "out", 7)
+    description = json.loads((written.raw / "dataset.json").read_text())
+    assert description == {
+        "channel_names": {"0": "MRI T1", "1": "MRI T2"},
+        "labels": {"background": 0, "Anterior": 1, "Posterior": 2},
+        "numTraining": len(task.cases) - len(splits.test),
+        "file_ending": ".nii.gz",
+    }
+    images = sorted(path.name for path in (written.raw / "imagesTr").iterdir())
+    assert len(images) == 2 * description["numTraining"]
+    assert images[0].endswith("_0000.nii.gz")
+    assert images[1].endswith("_0001.nii.gz")
+
+
+def test_the_folds_are_ours_and_the_test_part_is_in_none(tmp_path: Path) -> None:
+    task, splits = phantom(tmp_path / "task")
+    written = write_nnunet(task, splits, tmp_path / "out", 4)
+    content = json.loads(written.splits.read_text())
+    assert written.splits == tmp_path / "out" / "nnUNet_preprocessed" / written.raw.name / "splits_final.json"
+    for fold, part in enumerate(content):
+        assert part == {"train": list(splits.training(fold)), "val": list(splits.validation(fold))}
+        assert not set(part["train"]) & set(part["val"])
+        assert not set(splits.test) & {*part["train"], *part["val"]}
+    back = read_splits_final(content, splits.test)
+    assert [set(fold) for fold in back.folds] == [set(fold) for fold in splits.folds]
+    assert back.training(0) == splits.training(0)
+
+
+def test_few_shot_trains_on_the_cases_we_train_on() -> None:
+    splits = make_splits([f"case_{n:02d}" for n in range(40)])
+    small = splits_final(splits, 0.1)
+    assert [fold["train"] for fold in small] == [list(splits.training(k, 0.1)) for k in range(5)]
+    assert [fold["val"] for fold in small] == [fold["val"] for fold in splits_final(splits)]
+
+
+def test_what_cannot_be_written_is_told(tmp_path: Path) -> None:
+    task, splits = phantom(tmp_path / "task")
+    with pytest.raises(InputError, match="1 to 999"):
+        write_nnunet(task, splits, tmp_path / "out", 0)
+    gap = Task(task.name, task.folder, task.modalities, {1: "Anterior", 4: "Posterior"}, task.cases)
+    with pytest.raises(InputError, match="without a gap"):
+        write_nnunet(gap, splits, tmp_path / "out", 4)
+    with pytest.raises(InputError, match="twice"):
+        read_splits_final([{"train": ["b"], "val": ["a"]}, {"train": ["b"], "val": ["a"]}])
+    other = make_splits(["a", "b", "c"])
+    with pytest.raises(InputError, match="not in the"):
+        write_nnunet(task, other, tmp_path / "out", 4)
+
+
+@pytest.mark.real_data
+def test_task04_links_and_splits(real_data: Path, tmp_path: Path) -> None:
+    task = read_task(real_data / "Task04_Hippocampus")
+    names = [case.name for case in task.cases]
+    splits = make_splits(names)
+    written = write_nnunet(task, splits, tmp_path, 4)
+    assert sum(len(fold["val"]) for fold in json.loads(written.splits.read_text())) + len(splits.test) == len(names)
+    images = [path for part in ("imagesTr", "imagesTs") for path in (written.raw / part).iterdir()]
+    assert {path.name.removesuffix("_0000.nii.gz") for path in images} == set(names)
+    assert all(path.is_symlink() for path in images)
