@@ -108,23 +108,50 @@ def serious_faults(browser: Browser) -> list[str]:
     )
 
 
-def test_the_keyboard_reaches_every_control(browser: Browser, one_page: Path) -> None:
-    browser.open(one_page)
-    if viewer_is_there():
-        open_viewer(browser)
-    controls = "a[href], button, select, input, summary, [tabindex='0']"
+CONTROLS = "a[href], button, select, input, summary, [tabindex='0']"
+
+
+def unreached(browser: Browser) -> set[str]:
+    """Controls that can be seen, by their place, that pressing Tab from the top never comes to."""
     browser.ask(
-        f"document.querySelectorAll({controls!r}).forEach((control, place) => control.dataset.place = place);"
+        f"document.querySelectorAll({CONTROLS!r}).forEach((control, place) => control.dataset.place = place);"
         "document.activeElement.blur(); scrollTo(0, 0)"
     )
-    visible = f"[...document.querySelectorAll({controls!r})].filter(control => control.checkVisibility())"
+    visible = f"[...document.querySelectorAll({CONTROLS!r})].filter(control => control.checkVisibility())"
     expected = set(browser.ask(f"{visible}.map(control => control.dataset.place)"))
+    assert len(expected) > 12
     reached = set()
     for _ in range(len(expected) + 3):
         browser.press("Tab")
         reached.add(browser.ask("document.activeElement.dataset.place || ''"))
-    assert len(expected) > 12
-    assert expected <= reached
+    return expected - reached
+
+
+def test_the_keyboard_reaches_every_control(browser: Browser, one_page: Path) -> None:
+    browser.open(one_page)
+    if viewer_is_there():
+        open_viewer(browser)
+    assert unreached(browser) == set()
+
+
+def test_a_control_out_of_the_keyboards_reach_would_be_found(browser: Browser, one_page: Path) -> None:
+    """The negative control."""
+    browser.open(one_page)
+    browser.ask("document.querySelector('nav a').tabIndex = -1")
+    assert len(unreached(browser)) == 1
+
+
+def test_the_tallest_picture_fits_on_a_printed_leaf(browser: Browser, comparison: Path) -> None:
+    """A picture that fits on no leaf is cut, and leaves a blank one behind."""
+    measured = (
+        "(image => { image.style.height = '3000px'; return image.getBoundingClientRect().height; })"
+        "(document.querySelector('.plate.scroll img'))"
+    )
+    browser.open(comparison, media="print")
+    assert 600 < browser.ask(measured) < 1_000, "A4 has 1,017 pixels between its margins"
+    browser.open(comparison)
+    assert browser.ask(measured) == 3_000, "the control: a screen scrolls"
+    (SCREENSHOTS / "comparison.pdf").write_bytes(browser.printed())
 
 
 @needs_viewer
