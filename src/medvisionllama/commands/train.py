@@ -22,6 +22,7 @@ from medvisionllama.commands.printing import tell_scores
 
 if TYPE_CHECKING:
     from medvisionllama.machine import Machine
+    from medvisionllama.recorders import Recording
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -48,6 +49,13 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     length.add_argument("--steps", type=positive)
     length.add_argument("--epochs", type=positive)
     length.add_argument("--max-minutes", type=minutes)
+    parser.add_argument(
+        "--log",
+        action="append",
+        choices=("tensorboard", "wandb"),
+        default=[],
+        help="keep the curves there too; wandb stays offline (log.jsonl is always written; may be given twice)",
+    )
     add_memory(parser)
     parser.add_argument(
         "--processes", type=positive, default=usual_processes(), help="that prepare cases (default: %(default)s)"
@@ -80,7 +88,6 @@ def _train_folds(options: argparse.Namespace, machine: Machine) -> dict[str, dic
     from medvisionllama.config import make_experiment
     from medvisionllama.data.decathlon import read_task
     from medvisionllama.data.splits import make_splits, read_splits
-    from medvisionllama.listener import Silent
     from medvisionllama.run import train_run
 
     names = [case.name for case in read_task(options.dataset).cases]
@@ -105,20 +112,37 @@ def _train_folds(options: argparse.Namespace, machine: Machine) -> dict[str, dic
             epochs=options.epochs,
             overrides=options.dotted,
         )
+        listener = _listener(options, folder, machine)
         fresh = not (options.resume and (folder / "config.yaml").exists())
-        summaries[folder.name] = train_run(
-            experiment,
-            folder,
-            machine,
-            splits=splits if fresh or options.splits or options.patient else None,
-            max_minutes=options.max_minutes,
-            memory_gb=options.memory_gb,
-            resume=options.resume,
-            named=_named_settings(options),
-            command=options.typed,
-            listener=Silent() if machine.processes.rank else teller_of(folder.name if options.fold == "all" else ""),
-        )
+        try:
+            summaries[folder.name] = train_run(
+                experiment,
+                folder,
+                machine,
+                splits=splits if fresh or options.splits or options.patient else None,
+                max_minutes=options.max_minutes,
+                memory_gb=options.memory_gb,
+                resume=options.resume,
+                named=_named_settings(options),
+                command=options.typed,
+                listener=listener,
+            )
+        finally:
+            listener.close()
     return summaries
+
+
+def _listener(options: argparse.Namespace, folder: Path, machine: Machine) -> Recording:
+    """Who is told of one run's progress: of several processes the first alone tells and records."""
+    from medvisionllama.listener import Silent
+    from medvisionllama.recorders import Recording, open_recorder
+
+    if machine.processes.rank:
+        return Recording(Silent(), [])
+    names = sorted(set(options.log))
+    return Recording(
+        teller_of(folder.name if options.fold == "all" else ""), [open_recorder(name, folder) for name in names]
+    )
 
 
 # The setting of an experiment that each option of `train` names.
