@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -17,8 +18,9 @@ from medvisionllama.experiments.tables import TASKS
 from medvisionllama.language.catalog import CATALOG
 from medvisionllama.language.fetch import locate
 from medvisionllama.language.source import find_source
-from medvisionllama.models.costs import cost_of
+from medvisionllama.models.costs import Cost, cost_of
 from medvisionllama.models.medvisionllama import ModelConfig
+from medvisionllama.models.network import NetworkConfig
 
 # A training step is about three forward passes: one forward, twice that backward.
 PASSES_A_STEP = 3
@@ -104,13 +106,16 @@ def _steps(cell: Cell, work: Work) -> int:
 
 
 def _operations(cell: Cell) -> float:
-    edge = cell.grid if cell.protocol == "paper" else NATIVE_EDGE
-    return float(cost_of(replace(cell.config, input_size=(edge, edge, edge))).flops)
+    return float(_cost(cell.config, cell.grid if cell.protocol == "paper" else NATIVE_EDGE).flops)
 
 
 def _trained(cell: Cell) -> int:
-    edge = cell.grid if cell.protocol == "paper" else NATIVE_EDGE
-    return cost_of(replace(cell.config, input_size=(edge, edge, edge))).trainable_parameters
+    return _cost(cell.config, cell.grid if cell.protocol == "paper" else NATIVE_EDGE).trainable_parameters
+
+
+@lru_cache
+def _cost(config: NetworkConfig, edge: int) -> Cost:
+    return cost_of(replace(config, input_size=(edge, edge, edge)))
 
 
 def _speed(device: torch.device) -> float:

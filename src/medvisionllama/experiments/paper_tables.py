@@ -66,8 +66,8 @@ class PaperTable:
 
     @property
     def name(self) -> str:
-        """Such as ``v2-T5`` or ``v1-A-F1``."""
-        return self.figure or f"{self.version}-T{self.number}"
+        """Such as ``v2-T5``, ``v1-A1`` of an appendix, or ``v1-A-F1``."""
+        return self.figure or f"{self.version}-{'T' if self.number.isdecimal() else ''}{self.number}"
 
     @property
     def rows(self) -> Mapping[str, Row]:

@@ -1,0 +1,149 @@
+"""The study: its cells, where rows belong, and its page."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from medvisionllama.errors import InputError
+from medvisionllama.experiments.cells import completed
+from medvisionllama.experiments.pretraining import (
+    MIDDLES,
+    NETWORKS,
+    RECIPE,
+    place_of,
+    planned_places,
+    study_cells,
+    study_network,
+)
+from medvisionllama.experiments.pretraining_page import by_place, lines_of, write_page
+from medvisionllama.models.zoo import named
+from tests.experiments.row_maker import make_row, scores
+
+TASK = [("Task04_Hippocampus", "a split")]
+
+
+def test_the_planned_study_is_as_asked_for() -> None:
+    cells = study_cells(TASK)
+    assert len(cells) == 2 * 5 * 5 * 2
+    assert Counter(cell.recipe.steps for cell in cells) == {1000: 100}
+    assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)  # what is stopped early is balanced
+    first = [(cell.fraction, cell.model) for cell in cells[:20]]
+    assert first == [(f, m) for f in (0.1, 1.0) for n in NETWORKS for m in [NETWORKS[n]] + [n] * 4]
+    assert len({cell.key for cell in cells}) == 100
+
+
+def test_middles_differ_in_nothing_but_the_middle() -> None:
+    cells = {
+        (c.model, c.config.middle.kind, c.config.middle.block.init, c.seed, c.fraction): c for c in study_cells(TASK)
+    }  # type: ignore[union-attr]
+    for cell in cells.values():
+        assert replace(cell.config, middle=named("vit-u").middle) in (named("vit-u"), named("vit-baseline"))
+        assert (cell.recipe, cell.fold, cell.protocol) == (RECIPE, 0, "native")
+    for network in NETWORKS:
+        random = [study_network(network, "random-matched", "minilm-l6", seed=s).middle.block.seed for s in range(3)]
+        learned = [study_network(network, "pretrained", "minilm-l6", seed=s) for s in range(3)]
+        assert random == [0, 1, 2]  # drawn anew for each seed
+        assert len(set(learned)) == 1  # while there is one pre-trained block
+
+
+def test_every_named_middle_is_the_zoos(monkeypatch: pytest.MonkeyPatch) -> None:
+    for network in NETWORKS:
+        for middle in MIDDLES[1:]:
+            name = network if middle == "pretrained" else f"{network}-{middle}"
+            assert study_network(network, middle, "minilm-l6") == named(name)
+        assert study_network(network, "none", "minilm-l6") == named(NETWORKS[network])
+    with pytest.raises(InputError, match="no such cell"):
+        study_network("vit-u", "none", "minilm-l6")
+    off = study_network("medvisionllama-u", "pretrained", "minilm-l6", "none")
+    assert (off.middle.lora, off.middle.kind) == ("none", "language")
+
+
+def test_none_is_trained_once_for_all_blocks() -> None:
+    cells = study_cells(TASK, blocks=[("minilm-l6", "minilm-l6"), ("biobert", "biobert")], seeds=(0,), fractions=(1.0,))
+    assert len(cells) == 2 * (1 + 2 * 4)
+
+
+def test_every_cell_finds_its_place_and_others_have_none() -> None:
+    cells = study_cells(TASK, middles=MIDDLES, loras=("both", "none"), fractions=(0.1,), seeds=(3,))
+    places = [place_of(completed(c.settings()), c.model, c.block) for c in cells]
+    assert None not in places
+    assert len(set(places)) == len(cells)
+    assert {p.middle for p in places if p} == set(MIDDLES)
+    one = cells[0]
+    others = [
+        replace(one, protocol="paper"),
+        replace(one, recipe=replace(RECIPE, learning_rate=1e-3)),
+        replace(one, model="vit-v1"),
+        replace(one, fold=1),
+    ]
+    assert [place_of(completed(c.settings()), c.model, c.block) for c in others] == [None] * 4
+
+
+def test_the_plan_is_the_default_command_and_the_second_block() -> None:
+    planned = planned_places()
+    default = {(place_of(completed(c.settings()), c.model, c.block), c.seed) for c in study_cells(TASK)}
+    assert default <= {(place, seed) for place, seeds in planned.items() for seed in seeds}
+    assert sum(map(len, planned.values())) == 100 + 20
+
+
+def study_rows(folder: Path, gain: float, seeds: tuple[int, ...] = (0, 1, 2)) -> list:
+    """Rows in which the pre-trained block scores ``gain`` above all other middles."""
+    cells = study_cells(TASK, networks=["medvisionllama-u"], seeds=seeds, fractions=(0.1, 1.0))
+    rows = []
+    for n, cell in enumerate(cells):
+        init = cell.config.middle.block.init if cell.config.middle.kind == "language" else ""  # type: ignore[union-attr]
+        mean = 0.6 + 0.01 * cell.seed + (gain if init == "pretrained" else 0)
+        noisy = {"validation": scores(mean, seed=n), "test": scores(mean, seed=1000 + n)}
+        rows.append(make_row(cell, folder, noisy))
+    return rows
+
+
+def test_a_gain_is_found_and_its_absence_is_not(tmp_path: Path) -> None:
+    for gain, expected in ((0.1, {True}), (0.0, {False})):
+        measured = by_place(study_rows(tmp_path / f"{gain}", gain))
+        lines = [line for line in lines_of(measured, "validation", "dice") if line.place.middle == "pretrained"]
+        assert len(lines) == 2 * 4
+        assert {line.effect.detected for line in lines} == expected
+        for line in lines:
+            assert line.effect.difference == pytest.approx(gain, abs=0.03)
+            assert (line.effect.cases.n, line.effect.seeds) == (8, (0, 1, 2))
+
+
+def test_the_page_says_what_was_found_and_what_is_missing(tmp_path: Path) -> None:
+    rows = study_rows(tmp_path / "rows", 0.1)
+    written = write_page(rows, planned_places(), tmp_path, ["the command"])
+    assert {path.name for path in written} == {
+        "README.md", "does-pretraining-matter.md", "does-pretraining-matter.csv", "does-pretraining-matter.png",
+        "does-pretraining-matter.svg",
+    }  # fmt: skip
+    page = (tmp_path / "README.md").read_text()
+    assert (
+        "Of 4 comparisons of the pre-trained block with a shuffled or random one, 4 detected a gain and 0 a loss"
+        in page
+    )
+    assert "30 of 120 planned cells are measured." in page
+    assert "medvisionllama-u, pretrained around minilm-l6, LoRA on, 10%, 1,000 steps: seed 3, 4" in page
+    assert "0.3 hours of training" in page  # 30 rows of 36 s
+    assert "the command" in page
+    assert str(tmp_path) not in page
+    table = (tmp_path / "does-pretraining-matter.csv").read_text().splitlines()
+    assert len(table) == 1 + 2 * 3 * (2 * 4 + 2)  # parts, metrics, fractions, contrasts
+
+
+def test_an_empty_study_is_a_page_too(tmp_path: Path) -> None:
+    write_page([], planned_places(), tmp_path, ["the command"])
+    page = (tmp_path / "README.md").read_text()
+    assert "Nothing has been measured yet" in page
+    assert "0 of 120 planned cells are measured" in page
+
+
+def test_one_seed_is_never_a_detection(tmp_path: Path) -> None:
+    rows = study_rows(tmp_path / "rows", 0.1, seeds=(0,))
+    write_page(rows, {}, tmp_path, [])
+    lines = lines_of(by_place(rows), "validation", "dice")
+    assert not any(line.effect.detected for line in lines)
+    assert "one seed" in (tmp_path / "README.md").read_text()
