@@ -218,7 +218,9 @@ def labels_in(picture: Picture) -> set[int]:
     return {int(value) for labels in maps for value in np.unique(labels)} - {0}
 
 
-def class_legend(figure: Figure, values: Iterable[int], class_names: Mapping[int, str]) -> None:
+def class_legend(
+    figure: Figure, values: Iterable[int], class_names: Mapping[int, str], place: str = "lower center"
+) -> None:
     """Colour and name of the label values below the pictures; a value without a name is called by its number."""
     handles = [
         Line2D([], [], color=class_colour(value), linewidth=2.5, label=class_names.get(value, f"{value}"))
@@ -230,7 +232,7 @@ def class_legend(figure: Figure, values: Iterable[int], class_names: Mapping[int
     if handles:
         figure.legend(
             handles=handles,
-            loc="lower center",
+            loc=place,
             ncols=min(4, len(handles)),
             fontsize=8,
             borderpad=0.1,

@@ -117,7 +117,7 @@ def qualitative_grid(runs: Sequence[RunContents], part: str, cases: Sequence[str
         int(v) for of_run in pictures.values() for case in cases if case in of_run for v in labels_in(of_run[case][0])
     }
     names = {value: name for run in reversed(runs) for value, name in run.class_names.items()}
-    class_legend(figure, shown_labels, names)
+    class_legend(figure, shown_labels, names, "lower left")  # where a phone shows it without scrolling
     return figure
 
 
