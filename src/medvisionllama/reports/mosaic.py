@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -219,7 +219,10 @@ def labels_in(picture: Picture) -> set[int]:
 
 
 def class_legend(
-    figure: Figure, values: Iterable[int], class_names: Mapping[int, str], place: str = "lower center"
+    figure: Figure,
+    values: Iterable[int],
+    class_names: Mapping[int, str],
+    place: Literal["lower center", "lower left"] = "lower center",
 ) -> None:
     """Colour and name of the label values below the pictures; a value without a name is called by its number."""
     handles = [
