@@ -377,18 +377,16 @@ def draw_effects(lines: Sequence[Line]) -> Figure:
         axes.set_title(f"{fraction:.0%} of the data")
         axes.set_xlabel("difference in Dice, hundredths")
         for line in (line for line in lines if line.place.fraction == fraction):
-            at = -kinds.index(_kind(line)) + 0.14 * (
-                1 - 2 * networks.index(line.place.network) / max(1, len(networks) - 1)
-            )
-            colour, effect = run_colour(networks.index(line.place.network)), line.effect
-            axes.plot([100 * effect.cases.low, 100 * effect.cases.high], [at, at], color=colour, linewidth=1)
+            which = networks.index(line.place.network)
+            offset = 0.14 * (1 - 2 * which / (len(networks) - 1)) if len(networks) > 1 else 0.0
+            at, colour, effect = offset - kinds.index(_kind(line)), run_colour(which), line.effect
             if not math.isnan(effect.seed_low):
-                axes.plot(
-                    [100 * effect.seed_low, 100 * effect.seed_high], [at, at], color=colour, linewidth=4, alpha=0.4
-                )
+                axes.plot([100 * effect.seed_low, 100 * effect.seed_high], [at, at], color=colour, lw=5, alpha=0.35)
+            axes.plot([100 * effect.cases.low, 100 * effect.cases.high], [at, at], "|-", color=colour, lw=1.2, ms=6)
             axes.plot([100 * d for d in effect.by_seed], [at] * len(effect.by_seed), ".", color=INK, markersize=3)
             axes.plot(100 * effect.difference, at, "D", color=colour, markersize=4.5)
     panels[0].set_yticks([-place for place in range(len(kinds))], kinds)
+    panels[0].set_ylim(0.5 - len(kinds), 0.5)
     marks = [panels[0].plot([], [], "D-", color=run_colour(i), markersize=4.5)[0] for i in range(len(networks))]
     figure.legend(marks, networks, loc="outside lower center", ncols=len(networks))
     return figure

@@ -106,7 +106,7 @@ def row_path(folder: Path, cell: Cell) -> Path:
     return folder / f"{cell.name}.json"
 
 
-def collect(cell: Cell, run: RunFolder, seconds: float, source: str) -> dict[str, Any]:
+def collect(cell: Cell, run: RunFolder, seconds: float, source: str, forward_ms: float | None = None) -> dict[str, Any]:
     """What the row of a finished cell holds.
 
     Args:
@@ -114,6 +114,7 @@ def collect(cell: Cell, run: RunFolder, seconds: float, source: str) -> dict[str
         run: Its run folder, with all parts scored.
         seconds: Of this sitting, from reading to scoring.
         source: Which state of the program computed.
+        forward_ms: Of one volume of the model's grid through the trained network, where that was timed.
     """
     summary, environment = read_json(run.summary), read_json(run.environment)
     # What names folders of one machine stays there: the command, and where a block of no hub lies.
@@ -141,6 +142,7 @@ def collect(cell: Cell, run: RunFolder, seconds: float, source: str) -> dict[str
         "best_step": summary["best_step"],
         "training_seconds": summary["seconds"],
         "sitting_seconds": round(seconds, 1),
+        "forward_ms": forward_ms,
         "log": _thinned(run.read_log()),
         "parts": parts,
     }

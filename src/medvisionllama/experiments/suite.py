@@ -27,7 +27,7 @@ from medvisionllama.listener import Listener, Silent
 from medvisionllama.machine import Machine, choose_device, default_cache
 from medvisionllama.run import train_run
 from medvisionllama.run_folder import RunFolder, read_json, write_text
-from medvisionllama.segment import predict_part
+from medvisionllama.segment import load_member, predict_part
 
 Ended = Literal["measured", "there already", "held by another", "failed"]
 Tell = Callable[[str], None]
@@ -140,7 +140,9 @@ def measure(cell: Cell, work: Work, worker: int = 0, listener: Listener | None =
         )
         if splits.test and "test" not in read_json(run.summary):
             predict_part(run, "test", machine, listener=listener)
-        write_row(collect(cell, run, time.perf_counter() - started, state_of_source()), path)
+        forward_ms = timed_forward_ms(run, machine) if cell.protocol == "paper" else None
+        seconds = time.perf_counter() - started
+        write_row(collect(cell, run, seconds, state_of_source(), forward_ms), path)
         (work.runs / f"{cell.name}.fault.txt").unlink(missing_ok=True)
     return "measured"
 
@@ -151,6 +153,19 @@ def machine_of(work: Work, worker: int) -> Machine:
     if name in ("auto", "cuda") and torch.cuda.device_count() > 1:
         name = f"cuda:{worker % torch.cuda.device_count()}"
     return Machine(choose_device(name), work.cache or default_cache(), work.cache, work.offline)
+
+
+@torch.inference_mode()
+def timed_forward_ms(run: RunFolder, machine: Machine) -> float:
+    """One volume of the planned window through the trained network: the faster of two, after one to warm up."""
+    member = load_member(run.path, machine)
+    image = torch.zeros((1, member.plan.in_channels, *member.plan.window), device=machine.device)
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        float(member.model(image).flatten()[0])  # a number read back: a GPU has finished by then
+        times.append(1000 * (time.perf_counter() - started))
+    return round(min(times[1:]), 3)
 
 
 def _in_turn(cells: Sequence[Cell], worker: int, workers: int) -> Iterator[Cell]:
