@@ -5,7 +5,14 @@ from collections.abc import Callable
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
 
-HEAVY = ["medvisionllama.run", "medvisionllama.models.medvisionllama", "lightning_fabric", "pytest"]
+HEAVY = [
+    "medvisionllama.run",
+    "medvisionllama.models.medvisionllama",
+    "lightning_fabric.strategies.ddp",
+    "peft",
+    "transformers.models.bert.modeling_bert",
+    "pytest",
+]
 
 
 def context() -> ForkServerContext:
