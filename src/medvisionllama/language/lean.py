@@ -19,8 +19,8 @@ from torch.autograd.function import once_differentiable
 
 from medvisionllama.language.attention import bidirectional_attention, is_exported
 
-# What is normalised at a time on a CPU: 512 kB in float32, which stays in a processor's cache.
-_NUMBERS_AT_ONCE = 1 << 17
+# How many numbers a CPU takes at a time: 256 kB in float32, which stays in a processor's cache.
+_NUMBERS_AT_ONCE = 1 << 16
 
 
 class PositionFreeAttention(nn.Module):
@@ -164,7 +164,9 @@ class FrozenRMSNorm(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Normalise the last axis of tokens (B, N, L)."""
         if is_exported() or self.weight.requires_grad:
-            return _scaled(_unit(tokens.float(), self.eps)[0], self.weight, tokens.dtype, self.is_gemma)
+            x = tokens.float()
+            unit = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+            return _scaled(unit, self.weight, tokens.dtype, self.is_gemma)
         normalised: Tensor = _RMSNorm.apply(tokens, self.weight, self.eps, self.is_gemma)  # type: ignore[no-untyped-call]
         return normalised
 
@@ -177,9 +179,13 @@ class _RMSNorm(torch.autograd.Function):
         rows = tokens.reshape(-1, tokens.shape[-1])
         result = torch.empty_like(rows)
         inverse = torch.empty(len(rows), 1, device=rows.device)
-        for some in _slices(rows):
-            unit, inverse[some] = _unit(rows[some].float(), eps)
-            result[some] = _scaled(unit, weight, rows.dtype, is_gemma)
+        slices = _slices(rows)
+        scratch = _scratch(rows, slices)
+        for some in slices:
+            x, squares = scratch[:, : len(rows[some])]
+            torch.pow(x.copy_(rows[some]), 2, out=squares)
+            inverse[some] = torch.rsqrt(squares.mean(-1, keepdim=True) + eps)
+            result[some] = _scaled(x.mul_(inverse[some]), weight, rows.dtype, is_gemma)
         ctx.save_for_backward(rows, inverse, weight)
         ctx.is_gemma = is_gemma
         return result.view(tokens.shape)
@@ -192,20 +198,14 @@ class _RMSNorm(torch.autograd.Function):
         factor = 1.0 + weight.float() if ctx.is_gemma else weight.float()
         result = torch.empty_like(rows)
         slices = _slices(rows)
-        # Memory that all slices use in turn; what is fetched anew for each costs as much as the arithmetic.
-        g, x = torch.empty(2, *rows[slices[0]].shape, device=rows.device) if slices else (outer, rows)
+        scratch = _scratch(rows, slices)
         for some in slices:
-            n_rows = len(rows[some])
-            its_g, its_x = g[:n_rows].copy_(outer[some]).mul_(factor), x[:n_rows].copy_(rows[some])
-            along = torch.linalg.vecdot(its_g, its_x)[:, None] / rows.shape[1] * inverse[some].pow(3)
-            result[some] = its_g.mul_(inverse[some]).sub_(its_x.mul_(along))
+            x, g = scratch[:, : len(rows[some])]
+            x.copy_(rows[some])
+            g.copy_(outer[some]).mul_(factor)
+            along = torch.linalg.vecdot(g, x)[:, None] / rows.shape[1] * inverse[some].pow(3)
+            result[some] = g.mul_(inverse[some]).sub_(x.mul_(along))
         return result.view(gradients[0].shape), None, None, None
-
-
-def _unit(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Rows of root mean square 1, and what they were multiplied by."""
-    inverse = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
-    return x * inverse, inverse
 
 
 def _scaled(unit: Tensor, weight: Tensor, dtype: torch.dtype, is_gemma: bool) -> Tensor:
@@ -224,3 +224,8 @@ def _slices(rows: Tensor) -> list[slice]:
     """Blocks of rows: few at a time on a CPU, all of them elsewhere."""
     step = max(1, _NUMBERS_AT_ONCE // rows.shape[1] if rows.device.type == "cpu" else len(rows))
     return [slice(start, start + step) for start in range(0, len(rows), step)]
+
+
+def _scratch(rows: Tensor, slices: list[slice]) -> Tensor:
+    """Float32 memory for two copies of a slice, which all use in turn: fetched for each, it would cost as much time."""
+    return torch.empty(2, len(rows[slices[0]]) if slices else 0, rows.shape[1], device=rows.device)
