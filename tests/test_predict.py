@@ -3,16 +3,18 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import permutations, product
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from medvisionllama.data.mirroring import Mirroring
 from medvisionllama.data.phantom import PhantomSettings, phantom_case
 from medvisionllama.data.plan import IntensityRule, Plan
 from medvisionllama.geometry import Volume, to_ras
-from medvisionllama.predict import Member, Segmenter
+from medvisionllama.predict import Member, Room, Segmenter, mirror_axes
 
 PLAN = Plan(
     protocol="native",
@@ -179,3 +181,46 @@ def test_the_paper_protocol_decides_one_foreground() -> None:
     assert set(np.unique(mask.array)) == {0, 1}
     assert mask.array[8:].all()
     assert not mask.array[:8].any()
+
+
+def test_the_largest_component_alone_is_kept_of_chosen_classes() -> None:
+    image = asymmetric_image()
+    image.array[7:9, 3:5, 2:4] = 50.0  # a second bright block, of 8 voxels beside the first one's 45
+    raw = segmenter().segment(image)
+    assert (raw.array == 7).sum() == 53
+    cleaned = Segmenter([Member(LeftAndBright(), PLAN)], torch.device("cpu"), clean=frozenset({7})).segment(image)
+    expected = raw.array.copy()
+    expected[7:9, 3:5, 2:4] = 0
+    np.testing.assert_array_equal(cleaned.array, expected)
+    left = Segmenter([Member(LeftAndBright(), PLAN)], torch.device("cpu"), clean=frozenset({3})).segment(image)
+    np.testing.assert_array_equal(left.array, raw.array)
+
+
+def test_little_memory_changes_no_voxel(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    image = Volume(generator.normal(0, 1, (40, 70, 30)).astype(np.float32), np.diag([-1.5, 1.3, 2.4, 1.0]))
+    little = Segmenter([Member(LeftAndBright(), PLAN)], torch.device("cpu"), room=Room(1e-6, tmp_path))
+    np.testing.assert_array_equal(little.segment(image).array, segmenter().segment(image).array)
+
+
+def test_which_channel_a_channel_is_in_a_mirror() -> None:
+    sided = replace(PLAN, classes={2: "left", 3: "right", 9: "bladder"}, mirroring=Mirroring(swaps=((2, 3),)))
+    assert mirror_axes(sided) == ((0, 1, 2), [0, 2, 1, 3])
+    assert mirror_axes(replace(sided, mirroring=Mirroring(axes=(1, 2)))) == ((1, 2), [0, 1, 2, 3])
+    assert mirror_axes(replace(sided, protocol="paper")) == ((0, 1, 2), [0])
+    both = replace(sided, regions={"all": (2, 3, 9), "left": (2,), "right": (3,)}, region_values=(9, 2, 3))
+    assert mirror_axes(both) == ((0, 1, 2), [0, 2, 1])
+    one = replace(sided, regions={"all": (2, 3, 9), "left": (2,)}, region_values=(9, 2))
+    assert mirror_axes(one) == ((1, 2), [0, 1]), "the left one's mirror image has no channel"
+
+
+def test_mirrored_members_average_over_mirrors() -> None:
+    """Class `left` of the stub is the left third of whatever it is shown: mirrored along I it is unsure of it."""
+    image = asymmetric_image()
+    plain, unsided = replace(PLAN, mirroring=Mirroring(axes=(1, 2))), replace(PLAN, mirroring=Mirroring())
+    mask, mixed = (
+        Segmenter([Member(LeftAndBright(), plan, mirror=True)], torch.device("cpu")).segment(image)
+        for plan in (plain, unsided)
+    )
+    np.testing.assert_array_equal(mask.array, segmenter().segment(image).array)
+    assert (mixed.array == 3).sum() != (mask.array == 3).sum()

@@ -1,4 +1,6 @@
 import itertools
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monai.data.utils import compute_importance_map
 from monai.inferers import sliding_window_inference
+from plain_way import plain_logits
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from medvisionllama.sliding_window import gaussian_weight, sliding_window, window_starts
+from medvisionllama.errors import InputError
+from medvisionllama.sliding_window import Sweep, gaussian_weight, mirrored, sliding_window, window_starts
 
 WINDOW = (8, 6, 10)
 GENERATOR = torch.Generator().manual_seed(0)
@@ -160,3 +164,72 @@ def test_half_precision_windows_are_blended_in_full() -> None:
     blended = sliding_window(lambda windows: windows.bfloat16(), whole, WINDOW)
     assert blended.dtype == torch.float32
     torch.testing.assert_close(blended, whole.bfloat16().float(), rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("size", SIZES[::4])
+def test_a_swept_band_gives_what_all_at_once_gives(size: tuple[int, int, int], axis: int) -> None:
+    network, whole = nn.Conv3d(2, 3, 3, padding=1), image(size)
+    with torch.no_grad():
+        expected = plain_logits(network, whole, WINDOW)
+        sweep = Sweep(network, whole, WINDOW, axis)
+        given = []
+        while sweep.finished < size[axis]:
+            begin = sweep.finished
+            sweep.advance(begin)
+            place = [slice(None)] * 3
+            place[axis] = slice(begin, sweep.finished)
+            given.append(sweep.logits(tuple(place)))  # type: ignore[arg-type]
+    torch.testing.assert_close(torch.cat(given, 1 + axis), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_band_is_all_that_is_held() -> None:
+    """However long the image: a window's thickness and one plane more."""
+    for length in (20, 200):
+        sweep = Sweep(identity, image((9, 7, length)), WINDOW, 2)
+        while sweep.finished < length:
+            sweep.advance(sweep.finished)
+            assert sweep._total is not None
+            assert sweep._total.shape == (2, 9, 7, WINDOW[2] + 1)
+
+
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(InputError, match="No space left"):
+        Sweep(identity, image((9, 7, 20)), WINDOW, 2, most_bytes=10, scratch=tmp_path).advance(0)
+
+
+@pytest.mark.parametrize("axes", [(0,), (1, 2), (0, 1, 2)])
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_mirrored_windows_give_the_mean_of_their_probabilities(axes: tuple[int, ...], sigmoid: bool) -> None:
+    network, windows = nn.Conv3d(2, 3, 3, padding=1), image((4, 5, 6))[None] * 9
+
+    def probability(logits: Tensor) -> Tensor:
+        return logits.sigmoid() if sigmoid else logits.softmax(1)
+
+    chosen = [c for n in range(len(axes) + 1) for c in itertools.combinations(axes, n)]
+    with torch.no_grad():
+        parts = [probability(network(windows.flip([a + 2 for a in c]))).flip([a + 2 for a in c]) for c in chosen]
+        answer = probability(mirrored(network, axes, sigmoid=sigmoid)(windows))
+        torch.testing.assert_close(answer, torch.stack(parts).mean(0), rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(answer, probability(network(windows)), atol=1e-2), "negative control: it does matter"
+
+
+def test_sides_change_places_in_a_mirror() -> None:
+    """A network that calls the left half 1 and the right half 2 agrees with its own mirror image only then."""
+
+    def network(windows: Tensor) -> Tensor:
+        logits = torch.full((len(windows), 3, *windows.shape[2:]), -9.0)
+        half = windows.shape[2] // 2
+        logits[:, 1, :half], logits[:, 2, half:] = 9.0, 9.0
+        return logits
+
+    windows = image((4, 5, 6))[None]
+    alike = mirrored(network, (0, 1), sides=[0, 2, 1], sigmoid=False)(windows)
+    torch.testing.assert_close(alike.softmax(1), network(windows).softmax(1))
+    confused = mirrored(network, (0,), sigmoid=False)(windows).softmax(1)
+    assert (confused[:, 1:] - 0.5).abs().max() < 0.01
+    assert mirrored(network, (), sigmoid=False) is network

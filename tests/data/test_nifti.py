@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from medvisionllama.data import nifti
 from medvisionllama.data.nifti import (
+    MOST_PROBABLE,
     case_name,
+    probability_file,
     read_grid,
     read_label_map,
     read_volume,
@@ -21,7 +23,7 @@ from medvisionllama.data.nifti import (
     write_volume,
 )
 from medvisionllama.errors import InputError
-from medvisionllama.geometry import Volume
+from medvisionllama.geometry import Grid, Volume
 
 RNG = np.random.default_rng(0)
 READERS = [read_volume, read_label_map, read_grid]
@@ -368,3 +370,58 @@ def test_real_images_agree_with_nibabel(real_data: Path) -> None:
         ours = read_volume(path)
         np.testing.assert_array_equal(ours.array, theirs.get_fdata(dtype=np.float32))
         np.testing.assert_array_equal(ours.affine, theirs.affine)
+
+
+@pytest.mark.parametrize(("qform_code", "sform_code"), [(1, 2), (2, 1), (1, 0), (0, 4), (0, 0)])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_a_label_map_is_placed_as_its_image(qform_code: int, sform_code: int, ending: str, tmp_path: Path) -> None:
+    """Codes, qform and sform come through, also where the two say different things."""
+    affine = np.array([[-0.8, 0, 0, 90], [0, 0.9, 0, -120], [0, 0, 2.5, 31], [0, 0, 0, 1.0]])
+    image = nib.Nifti1Image(np.zeros((4, 5, 6), np.int16), affine)
+    other = affine.copy()
+    other[:3, 3] += (5, -7, 2)
+    image.set_qform(other if qform_code else None, qform_code)
+    image.set_sform(affine if sform_code else None, sform_code)
+    nib.save(image, tmp_path / "image.nii.gz")
+    source = nib.load(tmp_path / "image.nii.gz")
+    volume = read_volume(tmp_path / "image.nii.gz")
+    path = tmp_path / f"mask{ending}"
+    write_label_map(Volume(np.ones((4, 5, 6), np.uint8), volume.affine), path, like=tmp_path / "image.nii.gz")
+    written = nib.load(path)
+    assert (int(written.header["qform_code"]), int(written.header["sform_code"])) == (qform_code, sform_code)
+    np.testing.assert_array_equal(written.affine, source.affine)
+    np.testing.assert_array_equal(written.header.get_qform(), source.header.get_qform())
+    np.testing.assert_array_equal(written.header.get_sform(), source.header.get_sform())
+    assert np.asarray(written.dataobj).all()
+
+
+def test_a_label_map_on_another_grid_is_placed_by_its_own_affine(tmp_path: Path) -> None:
+    write_volume(Volume(np.zeros((4, 5, 6), np.float32), np.diag([2.0, 2, 2, 1])), tmp_path / "image.nii.gz")
+    mask = Volume(np.ones((8, 5, 6), np.uint8), np.diag([1.0, 2, 2, 1]))
+    write_label_map(mask, tmp_path / "mask.nii.gz", like=tmp_path / "image.nii.gz")
+    np.testing.assert_array_equal(read_label_map(tmp_path / "mask.nii.gz").affine, mask.affine)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_probabilities_filled_in_any_order_come_back(ending: str, tmp_path: Path) -> None:
+    grid = Grid((4, 5, 6), np.diag([-1.0, 2, 3, 1]))
+    probability = np.random.default_rng(0).random((3, 4, 5, 6)).astype(np.float32)
+    probability[0, 0, 0, 0], probability[0, 0, 0, 1] = 0, 1
+    path = tmp_path / f"out{ending}"
+    with probability_file(path, grid, 3, tmp_path / "passing") as stored:
+        for i in (3, 1, 0, 2):
+            stored[:, i] = np.rint(probability[:, i] * MOST_PROBABLE)
+        assert not path.exists()
+    read = read_volume(path)
+    assert read.grid.same_as(grid)
+    np.testing.assert_allclose(read.array, probability, atol=0.51 / 65535)
+    assert read.array[0, 0, 0, 0] == 0
+    assert read.array[0, 0, 0, 1] == pytest.approx(1, abs=1e-6)
+    assert nib.load(path).shape == (4, 5, 6, 3)
+    assert nib.load(path).get_data_dtype() == np.uint16
+
+
+def test_a_fault_while_probabilities_are_filled_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), probability_file(tmp_path / "out.nii.gz", Grid((2, 2, 2), np.eye(4)), 1, None):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []

@@ -286,15 +286,23 @@ def probability_file(
     header = _image(np.broadcast_to(np.uint16(0), (i, j, k, channels)), grid.affine, _placed_as(grid, like)).header
     header.set_slope_inter(1 / MOST_PROBABLE, 0)
     header["vox_offset"] = _FIRST_VOXEL
-    with whole_file(path) as part, part.open("wb") as file:
-        packed = gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1, mtime=0, filename="")
-        stream: Any = packed if path.name.endswith(".gz") else file
-        stream.write(header.binaryblock.ljust(_FIRST_VOXEL, b"\0"))
+    with whole_file(path) as part, _stream(part, packed=path.name.endswith(".gz")) as file:
+        file.write(header.binaryblock.ljust(_FIRST_VOXEL, b"\0"))
         for channel in stored:
             for plane in channel:
-                stream.write(plane.tobytes())
-        if stream is packed:
-            packed.close()
+                file.write(plane.tobytes())
+
+
+@contextmanager
+def _stream(path: Path, *, packed: bool) -> Iterator[Any]:
+    with path.open("wb") as file:
+        if packed:
+            with gzip.GzipFile(
+                "", "wb", 1, file, mtime=0
+            ) as stream:  # no name, no date: the same voxels, the same bytes
+                yield stream
+        else:
+            yield file
 
 
 def _refuse_other_ending(path: Path) -> None:
