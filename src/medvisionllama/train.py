@@ -238,7 +238,7 @@ def train_step(
     share = step * processes.count + processes.rank
     batch = batches.batch(share)
     image, label = batch.image.to(device), batch.label.to(device)
-    generators = [_generator(batches.seed, position) for position in batch.positions]
+    generators = [case_generator(batches.seed, position) for position in batch.positions]
     image, label = augment(image, label, recipe.augment, generators, batch.spacing_mm, batches.mirroring)
     for group in optimizer.param_groups:
         group["lr"] = recipe.rate(step)
@@ -315,7 +315,8 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return kind(groups, lr=recipe.learning_rate)
 
 
-def _generator(seed: int, position: int) -> torch.Generator:
+def case_generator(seed: int, position: int) -> torch.Generator:
+    """What is drawn from for the patch at a position of the endless sequence of draws."""
     # The position is spread over the whole range so that neighbouring seeds share no sequence.
     return torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + position * 0xBF58476D1CE4E5B9) % 2**63)
 

@@ -460,3 +460,20 @@ def test_a_class_that_would_become_two_others_is_refused() -> None:
 )
 def test_names_tell_which_classes_change_sides(names: list[str], expected: Mirroring) -> None:
     assert mirroring_of(dict(enumerate(names, start=1))) == expected
+
+
+def test_as_many_cores_as_there_are_give_the_same_bits() -> None:
+    image, label = torch.randn(3, 2, *WINDOW), torch.randint(3, (3, *WINDOW))
+    config = AugmentConfig(rotate_probability=1.0, scale_probability=1.0)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            found.append(augment(image, label, config, generators(0, 1, 2)))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert torch.equal(other[0], found[0][0])
+        assert torch.equal(other[1], found[0][1])
+    assert not torch.equal(found[0][0], image)

@@ -413,7 +413,7 @@ def test_what_is_planned_fits_and_more_would_not(memory_gb: float) -> None:
 
 
 def test_too_little_memory_is_refused() -> None:
-    with pytest.raises(InputError, match=r"\(8, 8, 8\) does not fit: got about 1 GB for a batch of 2, expected 0.5 GB"):
+    with pytest.raises(InputError, match=r"\(8, 8, 16\) does not fit: got about 1 GB for a batch of 2, expected 0.5 GB"):
         fitted_to_memory(LARGE, 0.5, per_voxel)
 
 

@@ -33,6 +33,9 @@ def tell_scores(summaries: dict[str, dict[str, Any]], part: str, as_json: bool) 
         print(to_json(next(iter(summaries.values())) if len(summaries) == 1 else summaries))
         return
     for summary in summaries.values():
+        if part not in summary:
+            print(f"{summary['model']}: trained for {summary['steps']} steps, no {part} part to score")
+            continue
         scores = summary[part]
         by_class = ", ".join(f"{name} {value:.4f}" for name, value in scores["dice"].items() if value is not None)
         mean = "not known" if scores["dice_mean"] is None else f"{scores['dice_mean']:.4f}"

@@ -5,6 +5,7 @@ Made from the training part alone. Axes: ``M`` modalities, ``C`` output channels
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -36,6 +37,7 @@ THIN_AXIS_PERCENTILE = 10
 MOST_UNEVEN_TO_HALVE = 2
 # nnU-Net's: fewer make a gradient too noisy, and a batch of a large share of all voxels is seen too often.
 FEWEST_PATCHES = 2
+FEWEST_TOKENS = 2  # of one alone there is nothing to attend to, nor to normalise
 MOST_OF_TRAINING_PART = 0.05
 # As many as the papers' 128^3 at patch 8; only windows whose thin axis is spared could exceed it.
 MOST_TOKENS = 4096
@@ -343,7 +345,7 @@ def fitted_to_memory(plan: Plan, memory_gb: float, needed_gb: Callable[[Shape, i
     if not plan.merged:
         window = whole_patches(plan.median_shape, plan.patch_size)
     while (needed := needed_gb(window, smallest)) > memory_gb:
-        if plan.merged or window == plan.patch_size:
+        if plan.merged or math.prod(window) <= FEWEST_TOKENS * math.prod(plan.patch_size):
             raise InputError(
                 f"a window of {window} does not fit",
                 got=f"about {needed:.3g} GB for a batch of {smallest}",
@@ -351,8 +353,8 @@ def fitted_to_memory(plan: Plan, memory_gb: float, needed_gb: Callable[[Shape, i
                 mend="Choose a smaller network, or more memory by --memory-gb.",
             )
         window = shrunk(window, plan.patch_size)
-    all_voxels = plan.training_cases * int(np.prod(plan.median_shape))
-    most = max(smallest, int(MOST_OF_TRAINING_PART * all_voxels / np.prod(window)))
+    all_voxels = plan.training_cases * math.prod(plan.median_shape)
+    most = max(smallest, int(MOST_OF_TRAINING_PART * all_voxels / math.prod(window)))
     each = needed_gb(window, smallest + 1) - needed
     batch_size = min(most, smallest + int((memory_gb - needed) / each) if each > 0 else most)
     return replace(plan, window=window, batch_size=batch_size)
@@ -426,7 +428,7 @@ def _planned_grid(task: Task, case: Case) -> Grid:
 def _window(median: Shape, patch: Shape) -> Shape:
     """The median size rounded up to whole patches, then shrunk along its longest axis until it can be borne."""
     window = whole_patches(median, patch)
-    while np.prod(window) > MOST_WINDOW_VOXELS or np.prod(window) > MOST_TOKENS * np.prod(patch):
+    while math.prod(window) > min(MOST_WINDOW_VOXELS, MOST_TOKENS * math.prod(patch)):
         window = shrunk(window, patch)
     return window
 

@@ -156,7 +156,7 @@ def make_splits(
         raise InputError(
             "training and validation need a patient each",
             got=f"{len(names)} cases of {len(order)} patients",
-            mend="Add labelled cases of other patients.",
+            mend="Add labelled cases of other patients, or give --splits whose first fold is empty: nothing is scored.",
         )
     tests = _test_size(len(order), test_fraction)
     rest = order[tests:]

@@ -54,16 +54,30 @@ def _metrics(asked: Asked) -> dict[str, Any]:
     return benchmark_metrics(asked.data)
 
 
+def _feed(asked: Asked) -> dict[str, Any]:
+    from medvisionllama.experiments.benchmark_feed import benchmark_feed
+
+    return benchmark_feed(asked.data)
+
+
 def _overfit(asked: Asked) -> dict[str, Any]:
     from medvisionllama.experiments.overfit import benchmark_overfit
 
     return benchmark_overfit(asked.data, asked.only)
 
 
+def _predict(asked: Asked) -> dict[str, Any]:
+    from medvisionllama.experiments.benchmark_predict import benchmark_predict
+
+    return benchmark_predict()
+
+
 BENCHMARKS: dict[str, tuple[str, Callable[[Asked], dict[str, Any]]]] = {
     "startup": ("seconds until `--help` and `import medvisionllama` are done", _startup),
     "block": ("a Llama-3.1-8B-shaped layer against its bare matrix products, and its memory", _block),
+    "feed": ("batches per second without a network, against MONAI's cached pipeline", _feed),
     "overfit": ("every named network learns four real cases by heart: proof that it can learn", _overfit),
+    "predict": ("segmenting a large CT beside the network: seconds and memory, against MONAI's", _predict),
     "metrics": ("all eight metrics against MONAI's and surface-distance's two, and a large CT", _metrics),
 }
 

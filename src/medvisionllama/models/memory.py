@@ -6,6 +6,7 @@ import math
 
 from medvisionllama.models.attention import Shape
 from medvisionllama.models.costs import cost_of
+from medvisionllama.models.medvisionllama import ModelConfig
 from medvisionllama.models.network import NetworkConfig
 
 GB = 1e9
@@ -33,6 +34,8 @@ def training_memory_gb(config: NetworkConfig, window: Shape, batch_size: int, *,
         batch_size: ``B``.
         half_precision: Whether arithmetic is bfloat16.
     """
+    if isinstance(config, ModelConfig) and window == config.patch_size:
+        window = (2 * window[0], window[1], window[2])  # one token alone has nothing that batch norm could count by
     cost = cost_of(config, window)
     kept = cost.kept_bytes * (SHARE_IN_HALF_PRECISION if half_precision else 1)
     voxels = math.prod(window)

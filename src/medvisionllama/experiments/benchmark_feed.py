@@ -1,0 +1,193 @@
+"""How fast batches come without a network: ours against MONAI's cached pipeline with the same augmentation.
+
+Both draw patches of the same prepared cases, forced to foreground as often, and bend and colour them with the same
+probabilities and ranges (the recipe ``native``'s). MONAI's ``CacheDataset`` holds the arrays in memory, which its users
+do for speed, and its loader may have any of several numbers of workers; ours has none. The rounds alternate, so that a
+machine that slows down slows both.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from medvisionllama.config import load_recipe
+from medvisionllama.data.augment import augment
+from medvisionllama.data.dataset import BatchSource, PreparedCase, prepare
+from medvisionllama.data.decathlon import read_task
+from medvisionllama.data.plan import make_plan
+from medvisionllama.data.prepare import foreground_places
+from medvisionllama.errors import InputError
+from medvisionllama.geometry import Shape
+from medvisionllama.recipe import Recipe
+from medvisionllama.train import case_generator
+
+TASK = "Task04_Hippocampus"
+WORKERS = (0, 1, 2, 4)
+ROUNDS = 3
+BATCH = 4
+# A chest CT at 1.5 mm, and how many of it: as many as a worker's turn needs, few enough for a small machine's memory.
+CT_SHAPE: Shape = (220, 220, 180)
+CT_CASES = 4
+CT_WINDOW: Shape = (128, 128, 128)
+SECONDS_OF_MEASURING = {TASK: 8.0, "ct": 12.0}
+
+
+def benchmark_feed(data: Path | None) -> dict[str, Any]:
+    """Batches per second of both, on Task04 and on 128^3 patches of a generated CT.
+
+    Raises:
+        InputError: No data folder is named, Task04 is not in it, or MONAI is not installed.
+    """
+    if data is None or not (data / TASK).is_dir():
+        raise InputError("the benchmark feed needs Task04", got=str(data), mend=f"Name the folder of {TASK} by --data.")
+    recipe = load_recipe("native")
+    task = read_task(data / TASK)
+    plan = make_plan(task, task.cases)
+    with TemporaryDirectory() as folder:
+        hippocampus = _compared(
+            prepare(task.cases, plan, Path(folder)), plan.window, recipe, SECONDS_OF_MEASURING[TASK]
+        )
+    ct = _compared(_generated_ct(), CT_WINDOW, recipe, SECONDS_OF_MEASURING["ct"])
+    return {
+        "monai": version("monai"),
+        "augment": asdict(recipe.augment),
+        "batch_size": BATCH,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        TASK: hippocampus,
+        "generated_ct": ct,
+    }
+
+
+def _generated_ct() -> list[PreparedCase]:
+    """Cases as prepared ones lie in memory: noise with a ball of each of two classes; content does not change speed."""
+    rng = np.random.default_rng(0)
+    cases = []
+    for number in range(CT_CASES):
+        image = rng.standard_normal((1, *CT_SHAPE), dtype=np.float32)
+        label = np.zeros(CT_SHAPE, np.uint8)
+        label[60:110, 70:130, 50:100], label[120:150, 90:130, 80:120] = 1, 2
+        cases.append(PreparedCase(f"ct_{number}", image, label, foreground_places(label), (1.5, 1.5, 1.5)))
+    return cases
+
+
+def _compared(cases: list[PreparedCase], window: Shape, recipe: Recipe, seconds: float) -> dict[str, Any]:
+    """Median batches per second of ours and of MONAI's at each number of workers, and the ratio to its best."""
+    feeds: dict[str, Iterator[object]] = {"ours": _ours(cases, window, recipe)}
+    feeds |= {f"monai_{workers}_workers": _monai(cases, window, recipe, workers) for workers in WORKERS}
+    rates: dict[str, list[float]] = {name: [] for name in feeds}
+    for feed in feeds.values():
+        next(feed)  # workers start, caches warm
+    for _ in range(ROUNDS):
+        for name, feed in feeds.items():
+            workers = int(name.split("_")[1]) if name != "ours" else 0
+            rates[name].append(_rate(feed, seconds / ROUNDS, ready=2 * workers))
+    medians = {name: statistics.median(found) for name, found in rates.items()}
+    best = max((name for name in medians if name != "ours"), key=lambda name: medians[name])
+    return {
+        "cases": len(cases),
+        "window": list(window),
+        "batches_per_second": medians,
+        "rounds": rates,
+        "monai_best": best,
+        "ratio_to_monai_best": medians["ours"] / medians[best],
+    }
+
+
+def _rate(feed: Iterator[object], seconds: float, ready: int) -> float:
+    """Batches per second over at least ``seconds``.
+
+    What workers have made before lies ready at first and is not counted.
+
+    Args:
+        feed: Of batches, endless.
+        seconds: To measure.
+        ready: How many batches may lie ready: a loader holds two a worker.
+    """
+    for _ in range(ready + 1):
+        next(feed)
+    begun, count = time.perf_counter(), 0
+    while (passed := time.perf_counter() - begun) < seconds or count < 2:
+        next(feed)
+        count += 1
+    return count / passed
+
+
+def _ours(cases: list[PreparedCase], window: Shape, recipe: Recipe) -> Iterator[object]:
+    """What a training step does before the network."""
+    source = BatchSource(cases, window, BATCH, recipe.foreground_share, seed=0)
+    step = 0
+    while True:
+        batch = source.batch(step)
+        generators = [case_generator(0, position) for position in batch.positions]
+        yield augment(batch.image, batch.label, recipe.augment, generators, batch.spacing_mm, source.mirroring)
+        step += 1
+
+
+def _monai(cases: list[PreparedCase], window: Shape, recipe: Recipe, workers: int) -> Iterator[object]:
+    """The same through MONAI's transforms, cached, with its own loader."""
+    try:
+        from monai.data import CacheDataset, DataLoader  # type: ignore[attr-defined]
+    except ImportError as error:
+        raise InputError("MONAI is not installed", mend="pip install medvisionllama[peers]") from error
+    items = [{"image": np.array(case.image), "label": np.array(case.label)[None]} for case in cases]
+    dataset = CacheDataset(items, _monai_transforms(window, recipe), progress=False)
+    loader = DataLoader(
+        dataset, num_workers=workers, batch_size=BATCH, shuffle=True, drop_last=True, persistent_workers=workers > 0
+    )
+    while True:
+        yield from loader
+
+
+def _monai_transforms(window: Shape, recipe: Recipe) -> Any:
+    from monai import transforms as mt
+
+    a, share = recipe.augment, recipe.foreground_share
+    keys, both = ["image", "label"], ("bilinear", "nearest")
+    turn = float(np.deg2rad(a.rotate_degrees))
+    return mt.Compose(  # type: ignore[attr-defined]
+        [
+            mt.EnsureTyped(keys, track_meta=False),  # type: ignore[attr-defined]
+            mt.SpatialPadd(keys, window),  # type: ignore[attr-defined]
+            mt.FgBgToIndicesd("label"),  # type: ignore[attr-defined]
+            # What stands above is cached.
+            mt.RandCropByPosNegLabeld(  # type: ignore[attr-defined]
+                keys,
+                "label",
+                window,
+                pos=share,
+                neg=1 - share,
+                fg_indices_key="label_fg_indices",
+                bg_indices_key="label_bg_indices",
+            ),
+            mt.SelectItemsd(keys),  # type: ignore[attr-defined]
+            # Rotation and zoom each have a chance of their own with us; two transforms are what MONAI's users write.
+            mt.RandAffined(  # type: ignore[attr-defined]
+                keys, prob=a.rotate_probability, rotate_range=(turn,) * 3, mode=both, padding_mode="zeros"
+            ),
+            mt.RandZoomd(  # type: ignore[attr-defined]
+                keys,
+                prob=a.scale_probability,
+                min_zoom=a.scale_range[0],
+                max_zoom=a.scale_range[1],
+                mode=("trilinear", "nearest"),
+            ),
+            mt.RandGaussianNoised("image", prob=a.noise_probability, std=a.noise_sd),  # type: ignore[attr-defined]
+            mt.RandScaleIntensityd("image", prob=a.brightness_probability, factors=0.25),  # type: ignore[attr-defined]
+            mt.RandAdjustContrastd("image", prob=a.gamma_probability, gamma=a.gamma_range),  # type: ignore[attr-defined]
+            mt.RandScaleIntensityFixedMeand(  # type: ignore[attr-defined]
+                "image", prob=a.contrast_probability, factors=0.25
+            ),
+        ]
+    )
