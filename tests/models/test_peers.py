@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from medvisionllama.checkpoint import load_tensors, model_tensors, put_model_tensors, save_tensors
 from medvisionllama.config import make_experiment, read_experiment, write_experiment
 from medvisionllama.data.plan import IntensityRule, Plan
 from medvisionllama.errors import InputError
@@ -80,3 +81,16 @@ def test_a_peer_s_settings_are_stored_and_overridden(tmp_path: Path) -> None:
     assert fitted.model == DynUNetConfig(1, 3, (40, 56, 40), base_features=4)
     with pytest.raises(InputError, match="no language block"):
         make_experiment(tmp_path, model="dynunet", block="minilm-l6")
+
+
+@pytest.mark.parametrize("deep_supervision", [False, True])
+def test_a_file_holds_every_weight_once_and_gives_the_network_back(tmp_path: Path, deep_supervision: bool) -> None:
+    config = DynUNetConfig(1, 2, (32, 32, 16), base_features=4, deep_supervision=deep_supervision)
+    model, other = build_network(config, seed=0).eval(), build_network(config, seed=1).eval()
+    kept = model_tensors(model, model.left_out_of_files())
+    assert {t.data_ptr() for t in model.state_dict().values()} == {t.data_ptr() for t in kept.values()}
+    assert sum(t.numel() for t in kept.values()) == sum(p.numel() for p in model.parameters())
+    save_tensors(tmp_path / "model.safetensors", kept, {})
+    put_model_tensors(other, load_tensors(tmp_path / "model.safetensors")[0], other.left_out_of_files())
+    image = torch.randn(1, 1, 32, 32, 16)
+    assert torch.equal(model(image), other(image))

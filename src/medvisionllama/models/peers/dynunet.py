@@ -112,8 +112,8 @@ class DynUNet(nn.Module):
         return down | {"bottom": net.bottleneck} | up | {"output": net.output_block}
 
     def left_out_of_files(self) -> set[str]:
-        """Names in ``state_dict`` that no file holds: none."""
-        return set()
+        """Names in ``state_dict`` that no file holds: MONAI lists every part a second time where it chains them."""
+        return {name for name in self.state_dict() if name.startswith("network.skip_layers.")}
 
     def forward(self, image_BMIJK: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Logits ``(B,C,I,J,K)`` of an image whose sizes the strides divide.
