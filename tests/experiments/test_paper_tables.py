@@ -24,7 +24,7 @@ from medvisionllama.experiments.table_page import counts_of, differences_of, ent
 from medvisionllama.experiments.tables import PUBLISHED, published
 from medvisionllama.models.zoo import PEERS
 from medvisionllama.reports.paper_figures import PAPER_FIGURES
-from tests.experiments.row_maker import content_of, make_row, scores
+from tests.experiments.row_maker import make_row, scores
 from tests.language.tiny_models import full_model
 
 TASK04 = "Task04_Hippocampus"
@@ -218,13 +218,27 @@ def test_rows_write_a_table_without_a_run_folder(phantom: Path, tmp_path: Path) 
     request = Request("v2-F5", (phantom,), tmp_path, tmp_path / "runs", grid=32, steps=3)
     reproduction = Reproduction(request)
     for x in reproduction.labelled[:3]:
-        content_of(x.cell, {"test/native": [0.5]})
         make_row(x.cell, tmp_path / "rows", {"test/native": scores(0.7, seed=x.cell.seed), "test/model": scores(0.7)})
     names = {path.name for path in reproduction.write()}
     assert names == {"v2-F5.md", "v2-F5.csv", "v2-F5.png", "v2-F5.svg"}
     page = (tmp_path / "v2-F5.md").read_text()
     assert "1 of 4 cells are not measured" in page
     assert "medvisionllama reproduce v2-F5 --tasks DATA/" in page
+
+
+def test_another_programs_row_stands_in_the_table(phantom: Path, tmp_path: Path) -> None:
+    task = read_task(phantom)
+    test = task.named(make_splits([case.name for case in task.cases]).test)
+    for case in test:
+        write_label_map(case.read_label(), tmp_path / "nnunet" / f"{case.name}.nii.gz")
+    predictions = (("nnU-Net v2", tmp_path / "nnunet"),)
+    request = Request("v2-T2", (phantom,), tmp_path, tmp_path / "runs", grid=32, steps=3, predictions=predictions)
+    Reproduction(request).write()
+    rows = list(csv.DictReader((tmp_path / "v2-T2.csv").open()))
+    found = [row for row in rows if (row["row"], row["metric"]) == ("nnU-Net v2", "dice")]
+    assert [(row["part"], row["measured"], row["cases"], row["published"]) for row in found] == [
+        ("test/native", "1", str(len(test)), "")
+    ]
 
 
 @pytest.fixture(scope="module")

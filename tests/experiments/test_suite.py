@@ -226,3 +226,15 @@ def test_the_source_is_named_by_commit_archive_or_version(tmp_path: Path) -> Non
     (tmp_path / ".git_archival.txt").write_text("0123abc\n")
     state_of_source.cache_clear()
     assert state_of_source(package) == "0123abc"
+
+
+def test_a_cell_of_the_paper_protocol_is_scored_on_both_grids_and_timed(cell: Cell, work_of: WorkOf) -> None:
+    config = replace(named("vit-baseline"), width=16, depth=1, heads=2)
+    recipe = replace(cell.recipe, loss="dice_bce")
+    paper = replace(cell, model="vit-baseline", config=config, recipe=recipe, protocol="paper", grid=16)
+    work = work_of(paper)
+    assert walk(work, tell=lambda line: None).faults == {}
+    row = read_rows(work.rows)[paper.key]
+    assert set(row.parts) == {f"{part}/{grid}" for part in ("validation", "test") for grid in ("native", "model")}
+    assert row.parts["test/model"].classes == ("foreground",)
+    assert row.content["forward_ms"] > 0

@@ -23,6 +23,7 @@ from medvisionllama.recipe import Recipe
 from medvisionllama.run_folder import to_json
 
 NAME = "does-pretraining-matter"
+PLANNED_TASK = "Task04_Hippocampus"
 MIDDLES = ("none", "identity", "random", "random-matched", "shuffled", "pretrained", "trained")
 NETWORKS = {"medvisionllama-u": "vit-u", "medvisionllama": "vit-baseline"}  # to what each is without a middle
 LORAS = ("both", "none")
@@ -173,7 +174,7 @@ def place_of(settings: Mapping[str, Any], model: str, block: str) -> Place | Non
 
 def planned_places() -> dict[Place, set[int]]:
     """The study as it was planned, whatever of it a command asks for: places and their seeds."""
-    task, steps, seeds = "Task04_Hippocampus", RECIPE.steps, {0, 1, 2, 3, 4}
+    task, steps, seeds = PLANNED_TASK, RECIPE.steps, {0, 1, 2, 3, 4}
     asked = [
         ("minilm-l6", tuple(NETWORKS), ("none", "identity", "random-matched", "shuffled", "pretrained")),
         ("stories260K", ("medvisionllama-u",), ("shuffled", "pretrained")),

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from medvisionllama.experiments.effects import Effect, effect_of
-from medvisionllama.experiments.pretraining import MIDDLES, NAME, Place, place_of
+from medvisionllama.experiments.pretraining import MIDDLES, NAME, PLANNED_TASK, RECIPE, Place, place_of
 from medvisionllama.experiments.rows import PartScores, Row
 from medvisionllama.reports.drawing import INK, INK_SOFT, run_colour, save, styled
 from medvisionllama.reports.statistics import holm
@@ -235,7 +235,7 @@ def _effects_table(lines: Sequence[Line]) -> str:
         cases = f"{_interval(effect.cases.low, effect.cases.high, metric)} ({effect.cases.n})"
         few = len(effect.seeds) < 2
         text.append(
-            f"| {place.block or '-'} | {place.network} | {_lora(place)} | {place.fraction:.0%} | "
+            f"| {place.block or '-'} | {place.network} | {_lora(place)} | {_share(place)} | "
             f"{place.middle} {MINUS} {line.first} | {_points(effect.difference, metric)} | {seeds} | {cases} | "
             f"{effect.cases.cohens_dz:+.2f} | {p_value(effect.cases.t_p)}{line.marks} | "
             f"{'one seed' if few else 'yes' if effect.detected else 'no'} |".replace("-0.00 ", "0.00 ")
@@ -258,7 +258,7 @@ def _means_table(measured: Measured) -> str:
             cells.append(f"{np.mean(means):.4f}{spread}" if means else UNKNOWN)
         seeds = ", ".join(map(str, sorted(rows)))
         text.append(
-            f"| {place.block or '-'} | {place.network} | {_lora(place)} | {place.fraction:.0%} | {place.middle} | "
+            f"| {place.block or '-'} | {place.network} | {_lora(place)} | {_share(place)} | {place.middle} | "
             f"{cells[0]} | {cells[1]} | {seeds} |"
         )
     return "\n".join(text)
@@ -336,9 +336,7 @@ def _provenance(rows: Sequence[Row]) -> str:
     dates = sorted(row.content["environment"]["date"][:10] for row in rows)
     return "\n".join(
         [
-            f"- {_counted(len(rows), 'training')}, {training / 3600:.1f} hours of training in all (as the clock went, "
-            "on a "
-            "machine with other work).",
+            f"- {_counted(len(rows), 'training')}, {training / 3600:.1f} hours of training in all, by the clock.",
             f"- Seeds: {', '.join(str(seed) for seed in sorted({row.seed for row in rows}))}.",
             f"- Machine: {'; '.join(f'{name} ({n} rows)' for name, n in machines.most_common())}.",
             f"- Program: {'; '.join(f'`{name}` ({n} rows)' for name, n in sources.most_common())}; torch "
@@ -395,7 +393,9 @@ def draw_effects(lines: Sequence[Line]) -> Figure:
 def _kind(line: Line) -> str:
     lora = "" if line.place.lora in ("both", "") else ", LoRA off"
     block = f" ({line.place.block}{lora})" if line.place.block else ""
-    return f"{line.place.middle} {MINUS} {line.first}{block}"
+    others = (line.place.task, line.place.steps) != (PLANNED_TASK, RECIPE.steps)
+    elsewhere = f", {line.place.task}, {line.place.steps:,} steps" if others else ""
+    return f"{line.place.middle} {MINUS} {line.first}{block}{elsewhere}"
 
 
 def _csv(lines: Sequence[Line]) -> list[tuple[str, ...]]:
@@ -429,6 +429,12 @@ def _described(place: Place) -> str:
     block = f" around {place.block}" if place.block else ""
     budget = f"{place.fraction:.0%}, {place.steps:,} steps"
     return f"{place.task}, {place.network}, {place.middle}{block}, LoRA {_lora(place)}, {budget}"
+
+
+def _share(place: Place) -> str:
+    """Which data, and how many steps where they are not as planned."""
+    steps = "" if place.steps == RECIPE.steps else f", {place.steps:,} steps"
+    return f"{place.task.partition('_')[0]} {place.fraction:.0%}{steps}"
 
 
 def _lora(place: Place) -> str:

@@ -240,7 +240,10 @@ class Reproduction:
         """What measures the rest, with ``DATA`` for the folder of the data."""
         request = self.request
         words = ["medvisionllama reproduce", request.table, "--tasks", *(f"DATA/{task}" for task in self.tasks)]
+        # A path of this machine is of no use elsewhere: its last part tells which file is meant.
+        splits = [str(path) if not path.is_absolute() else path.name for path in request.splits]
         for option, values in (
+            ("--splits", splits),
             ("--seeds", request.seeds),
             ("--fractions", request.fractions),
             ("--folds", request.folds),

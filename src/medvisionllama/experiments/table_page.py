@@ -16,6 +16,7 @@ from medvisionllama.experiments.rows import PartScores, Row
 from medvisionllama.experiments.tables import AVERAGE, TASKS, Published, published
 from medvisionllama.models.costs import Cost, cost_of
 from medvisionllama.models.network import NetworkConfig
+from medvisionllama.recipe import Recipe
 from medvisionllama.reports.statistics import Summary, holm, summary_of
 from medvisionllama.reports.wording import UNKNOWN, number, p_value, signed
 
@@ -356,8 +357,7 @@ def differences_of(
     swapped = sorted({f"{b} in place of {papers[_bare(p)]}" for p, b in blocks.items() if b != papers.get(_bare(p), b)})
     said = [
         f"**Data**: {data}; {len(cases)} of the papers' {len(TASKS)} tasks. Averages are over those.",
-        f"**Budget**: {', '.join(f'{n:,}' for n in steps) or recipe.steps or recipe.epochs} steps of batch "
-        f"{recipe.batch_size}; the paper {paper}.",
+        f"**Budget**: {_budget(steps, recipe)}, batch {recipe.batch_size}; the paper {paper}.",
         f"**Weights**: {'; '.join(swapped) or 'the language models that the paper names, or none'}.",
         f"**Grid**: {', '.join(f'{g}³' for g in grids)}; the paper {PAPER_GRID}³.",
         "**Protocol**: labels by nearest neighbour; split by patient before augmentation, test 10 %, folds over the "
@@ -369,6 +369,12 @@ def differences_of(
         said.append("**Input size**: the model's grid is a cube of the paper's first edge; its third edge is shorter.")
     said += [f"**{printed}**: no such network here yet; nothing stands in for it." for printed in table.absent]
     return said
+
+
+def _budget(steps: Sequence[int], recipe: Recipe) -> str:
+    if steps or recipe.steps:
+        return f"{', '.join(f'{n:,}' for n in steps or [recipe.steps])} steps"
+    return f"{recipe.epochs} epochs"
 
 
 def _number(table: PaperTable) -> str:
