@@ -69,7 +69,7 @@ def _overfit(asked: Asked) -> dict[str, Any]:
 def _predict(asked: Asked) -> dict[str, Any]:
     from medvisionllama.experiments.benchmark_predict import benchmark_predict
 
-    return benchmark_predict()
+    return benchmark_predict(asked.only)
 
 
 BENCHMARKS: dict[str, tuple[str, Callable[[Asked], dict[str, Any]]]] = {
