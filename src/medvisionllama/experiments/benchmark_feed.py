@@ -8,11 +8,13 @@ machine that slows down slows both.
 
 from __future__ import annotations
 
+import gc
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,6 +42,8 @@ BATCH = 4
 CT_SHAPE: Shape = (220, 220, 180)
 CT_CASES = 4
 CT_WINDOW: Shape = (128, 128, 128)
+# Enough that a worker's start, which counts too where there are workers, is little of it.
+BATCHES_OF_PROCESSOR_TIME = {TASK: 150, "ct": 12}
 SECONDS_OF_MEASURING = {TASK: 8.0, "ct": 12.0}
 
 
@@ -55,10 +59,8 @@ def benchmark_feed(data: Path | None) -> dict[str, Any]:
     task = read_task(data / TASK)
     plan = make_plan(task, task.cases)
     with TemporaryDirectory() as folder:
-        hippocampus = _compared(
-            prepare(task.cases, plan, Path(folder)), plan.window, recipe, SECONDS_OF_MEASURING[TASK]
-        )
-    ct = _compared(_generated_ct(), CT_WINDOW, recipe, SECONDS_OF_MEASURING["ct"])
+        hippocampus = _compared(prepare(task.cases, plan, Path(folder)), plan.window, recipe, TASK)
+    ct = _compared(_generated_ct(), CT_WINDOW, recipe, "ct")
     return {
         "monai": version("monai"),
         "augment": asdict(recipe.augment),
@@ -82,17 +84,21 @@ def _generated_ct() -> list[PreparedCase]:
     return cases
 
 
-def _compared(cases: list[PreparedCase], window: Shape, recipe: Recipe, seconds: float) -> dict[str, Any]:
+def _compared(cases: list[PreparedCase], window: Shape, recipe: Recipe, kind: str) -> dict[str, Any]:
     """Median batches per second of ours and of MONAI's at each number of workers, and the ratio to its best."""
-    feeds: dict[str, Iterator[object]] = {"ours": _ours(cases, window, recipe)}
-    feeds |= {f"monai_{workers}_workers": _monai(cases, window, recipe, workers) for workers in WORKERS}
+    makers: dict[str, Callable[[], Iterator[object]]] = {"ours": lambda: _ours(cases, window, recipe)}
+    for workers in WORKERS:
+        makers[f"monai_{workers}_workers"] = partial(_monai, cases, window, recipe, workers)
+    feeds = {name: make() for name, make in makers.items()}
     rates: dict[str, list[float]] = {name: [] for name in feeds}
     for feed in feeds.values():
         next(feed)  # workers start, caches warm
     for _ in range(ROUNDS):
         for name, feed in feeds.items():
             workers = int(name.split("_")[1]) if name != "ours" else 0
-            rates[name].append(_rate(feed, seconds / ROUNDS, ready=2 * workers))
+            rates[name].append(_rate(feed, SECONDS_OF_MEASURING[kind] / ROUNDS, ready=2 * workers))
+    del feed, feeds  # and with them the workers
+    busy = {name: _processor_ms(make, BATCHES_OF_PROCESSOR_TIME[kind]) for name, make in makers.items()}
     medians = {name: statistics.median(found) for name, found in rates.items()}
     best = max((name for name in medians if name != "ours"), key=lambda name: medians[name])
     return {
@@ -100,9 +106,28 @@ def _compared(cases: list[PreparedCase], window: Shape, recipe: Recipe, seconds:
         "window": list(window),
         "batches_per_second": medians,
         "rounds": rates,
+        "processor_ms_per_batch": busy,
+        "processor_ratio_to_monai_best": min(busy[name] for name in busy if name != "ours") / busy["ours"],
         "monai_best": best,
         "ratio_to_monai_best": medians["ours"] / medians[best],
     }
+
+
+def _processor_ms(make: Callable[[], Iterator[object]], batches: int) -> float:
+    """What a batch costs all processors together, workers among them: other programs' load does not change it much."""
+    feed = make()
+    next(feed)
+    begun = _processor_seconds()
+    for _ in range(batches):
+        next(feed)
+    del feed
+    gc.collect()  # ends the workers, whose time counts once they have ended
+    return 1000 * (_processor_seconds() - begun) / batches
+
+
+def _processor_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _rate(feed: Iterator[object], seconds: float, ready: int) -> float:
