@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -199,6 +200,19 @@ def test_a_dry_run_says_what_it_takes_and_does_nothing(
     assert "missing weights  llama-3.1-8b: medvisionllama blocks fetch llama-3.1-8b (accept its licence" in told
     assert "missing task  Task10_Colon: medvisionllama download Task10_Colon --to" in told
     assert not out.exists()
+
+
+def test_a_script_for_sbatch_runs_this_very_command(phantom: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    command = ["reproduce", "v2-T6", "--tasks", str(phantom), "--out", str(out), "--block", "minilm-l6", "--limit", "0"]
+    assert main([*command, "--launcher", "slurm-script", "--processes", "2", "--device", "cpu", "--partition=p"]) == 0
+    script = (out / "v2-T6.sbatch").read_text()
+    line = script.rstrip().splitlines()[-1]
+    assert "--launcher" not in line
+    assert "--partition" not in line
+    words = shlex.split(line.partition("medvisionllama.cli ")[2].replace("$SLURM_ARRAY_TASK_ID", "1"))
+    assert main(words) == 0
+    assert (out / "v2-T6.md").exists()
 
 
 def test_a_dry_run_knows_the_pace_of_rows(phantom: Path, tmp_path: Path) -> None:
