@@ -35,7 +35,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--block", help="language block: a name of `blocks list`, a hub id, or a folder")
     parser.add_argument("--protocol", choices=("native", "paper"), default="native")
     parser.add_argument("--grid", type=positive, default=128, help="edge of the paper protocol's grid")
-    parser.add_argument("--recipe", help="native, nnunet, paper-v1, paper-v2, or a YAML file (default: by protocol)")
+    parser.add_argument("--recipe", help="native, native-long, nnunet, paper-v1, paper-v2, or a YAML file (default: by protocol)")
     parser.add_argument("--splits", type=Path, help="splits.json (default: drawn with seed 0)")
     parser.add_argument(
         "--patient", metavar="PATTERN", help="regular expression that finds the patient in a case's name"
