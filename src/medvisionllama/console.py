@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -51,7 +52,7 @@ class Teller:
         told = f"loss {entry['loss']:.3f}"
         if self._dice is not None:
             told += f", validation Dice {self._dice:.4f}"
-        last = entry["step"] == steps
+        last = entry["step"] == steps or bool(entry.get("stopped_early"))
         if self.console.is_terminal:
             self._draw(entry["step"], steps, told)
             if last:
@@ -91,12 +92,16 @@ class Teller:
         if self._bar is None:
             columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, console=self.console)
-            self._bar.start()
+            self._start(self._bar)
             self._task = self._bar.add_task(f"Fetching {what}", total=total)
         assert self._task is not None
         self._bar.update(self._task, completed=arrived)
         if last:
             self._stop()
+
+    def close(self) -> None:
+        """Take a live bar away and give the terminal its cursor back; what comes later is shown as before."""
+        self._stop()
 
     def _named(self, what: str) -> str:
         return f"{what} {self.title}".strip()
@@ -132,14 +137,20 @@ class Teller:
     def _draw(self, step: int, steps: int, told: str, what: str = "Training") -> None:
         if self._bar is None:
             self._bar = self._new_bar()
-            self._bar.start()
+            self._start(self._bar)
             self._task = self._bar.add_task(self._named(what), total=steps, told="")
         assert self._task is not None
         self._bar.update(self._task, completed=step, told=told)
 
+    def _start(self, bar: Progress) -> None:
+        # A live bar hides the cursor. Whoever is interrupted before close() gets it back at the end all the same.
+        atexit.register(bar.stop)
+        bar.start()
+
     def _stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()
+            atexit.unregister(self._bar.stop)
         self._bar, self._task, self._dice, self._began = None, None, None, None
 
     def _time_left(self, step: int, steps: int, seconds: float) -> str:

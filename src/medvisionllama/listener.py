@@ -31,6 +31,10 @@ class Listener(Protocol):
         """One line worth telling."""
         ...
 
+    def close(self) -> None:
+        """Nothing more will come, perhaps in the middle of something; another run may follow."""
+        ...
+
 
 class Silent:
     """A listener that tells nobody."""
@@ -50,4 +54,7 @@ class Silent:
         """Nothing."""
 
     def note(self, text: str) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
         """Nothing."""

@@ -97,7 +97,7 @@ class Recording:
 
     Args:
         listener: Told everything.
-        recorders: Told of the training; closed by :meth:`close`.
+        recorders: Told of the training; :meth:`close` closes both.
     """
 
     def __init__(self, listener: Listener, recorders: Sequence[Recorder]) -> None:
@@ -126,9 +126,12 @@ class Recording:
         self._listener.note(text)
 
     def close(self) -> None:
-        """Close the recorders."""
-        for recorder in self._recorders:
-            recorder.close()
+        """Close the listener and the recorders, however the training ended."""
+        try:
+            self._listener.close()
+        finally:
+            for recorder in self._recorders:
+                recorder.close()
 
 
 def numbers_of(entry: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
