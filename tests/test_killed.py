@@ -142,7 +142,8 @@ def test_killed_three_times(task: Path, whole: Path, tmp_path: Path) -> None:
     reached = killed_at(moments, task, tmp_path / "run", random.Random(0))
     # The second death is in its third checkpoint; the third in the validation after a step of eight, whose checkpoint is of seven.
     assert reached[0] >= 4
-    assert reached[1] == reached[0] + 2
+    # Its log may have been a step ahead of its checkpoint when the first one died.
+    assert reached[1] - reached[0] in (1, 2)
     assert reached[2] % 8 == 7
     refuse_difference(whole, tmp_path / "run")
 

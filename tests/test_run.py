@@ -176,6 +176,19 @@ def test_killed_before_the_first_checkpoint_begins_again(phantom: Path, machine:
     assert [e["step"] for e in RunFolder(tmp_path / "broken").read_log()] == [10, 20]
 
 
+def test_killed_before_the_first_checkpoint_begins_again_from_another_run(
+    phantom: Path, trained: Path, machine: Machine, tmp_path: Path
+) -> None:
+    what = experiment(phantom, steps=20, init_from=trained)
+    train_run(what, tmp_path / "whole", machine)
+    with pytest.raises(KeyboardInterrupt):
+        train_run(what, tmp_path / "broken", replace(machine, checkpoint_seconds=1e9), listener=Stop(10))
+    (tmp_path / "broken" / "model.safetensors").unlink()  # of the validation at step 10
+    train_run(None, tmp_path / "broken", machine, resume=True)
+    whole, again = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
 def test_going_on_with_other_settings_is_refused(phantom: Path, machine: Machine, tmp_path: Path) -> None:
     what = experiment(phantom, steps=20)
     with pytest.raises(KeyboardInterrupt):
@@ -337,7 +350,7 @@ def test_minutes_become_steps_that_are_stored(phantom: Path, machine: Machine, t
 
     summary = train_run(experiment(phantom), tmp_path / "run", machine, max_minutes=0.02, listener=Notes())
     assert read_experiment(tmp_path / "run" / "config.yaml").recipe.steps == summary["steps"] >= 1
-    assert "steps in" in told[0]
+    assert any("steps in" in text for text in told)
 
 
 def test_few_shot_trains_on_a_part_of_the_training_part(phantom: Path, machine: Machine, tmp_path: Path) -> None:
