@@ -1,6 +1,8 @@
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import Generator, Tensor
 
 from medvisionllama.data.augment import DRAWS, AugmentConfig, augment, nnunet_augmentation
 from medvisionllama.data.mirroring import Mirroring, mirroring_of
+from medvisionllama.data.task import Task
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import resize
 
@@ -460,6 +463,28 @@ def test_a_class_that_would_become_two_others_is_refused() -> None:
 )
 def test_names_tell_which_classes_change_sides(names: list[str], expected: Mirroring) -> None:
     assert mirroring_of(dict(enumerate(names, start=1))) == expected
+
+
+KIDNEYS = {"kidney_left": (1, 3), "kidney_right": (2, 4), "tumour": (3, 4)}
+
+
+@pytest.mark.parametrize(
+    ("classes", "regions", "expected"),
+    [
+        ("abcd", KIDNEYS, Mirroring((1, 2))),  # which value becomes which is not said
+        (["left", "right", "left tumour", "right tumour"], KIDNEYS, Mirroring(swaps=((1, 2), (3, 4)))),
+        (["left", "right", "c", "d"], KIDNEYS, Mirroring((1, 2))),  # 3 and 4 would stay on the wrong side
+        (["left", "right", "c"], {"left": (1,), "right": (2,), "both": (1, 2)}, Mirroring(swaps=((1, 2),))),
+        ("ab", {"left": (1, 2)}, Mirroring((1, 2))),
+        ("abc", {"whole": (1, 2, 3), "core": (2, 3)}, Mirroring()),
+    ],
+)
+def test_regions_keep_their_sides(classes: list[str], regions: dict[str, tuple[int, ...]], expected: Mirroring) -> None:
+    named = dict(enumerate(classes, start=1))
+    assert mirroring_of(named, regions) == expected
+    asked = Task("T", Path(), ("MRI",), named, (), regions=regions)
+    assert asked.sides == expected
+    assert replace(asked, mirroring=Mirroring()).sides == Mirroring()  # who describes it has the last word
 
 
 def test_as_many_cores_as_there_are_give_the_same_bits() -> None:

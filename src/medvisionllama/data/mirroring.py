@@ -7,8 +7,9 @@ either they change places with the mirror or I is not mirrored at all.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from medvisionllama.errors import InputError
 
@@ -42,22 +43,47 @@ class Mirroring:
 ANY_MIRRORING = Mirroring()  # of all axes, and no class has a side
 
 
-def mirroring_of(classes: Mapping[int, str]) -> Mirroring:
-    """What the classes' names say of sides: ``kidney_left`` and ``kidney_right`` change places, as do ``l`` and ``r``.
+def mirroring_of(
+    classes: Mapping[int, str], regions: Mapping[str, Collection[int]] = MappingProxyType({})
+) -> Mirroring:
+    """What names say of sides: ``kidney_left`` and ``kidney_right`` change places.
 
     A class that names a side whose counterpart is not there (``left atrium`` alone) would be on the wrong side in a
     mirror, hence no mirroring along I then. Classes that name no side may be mirrored as they are.
+
+    Args:
+        classes: Label value to name.
+        regions: Name to label values of overlapping targets, if there are any. Where one names a side, the classes that
+            change places must make its counterpart of it, or I is not mirrored: what a class called ``label 3`` becomes
+            cannot be told.
     """
     by_words = {_words(name): value for value, name in classes.items()}
     pairs = set()
     for words, value in by_words.items():
-        counterpart = _SIDE.sub(lambda found: _OTHER_SIDE[found.group()], words)
-        if counterpart == words:
-            continue
-        if counterpart not in by_words:
+        image = _in_a_mirror(words, by_words)
+        if image is None:
             return Mirroring(axes=(1, 2))
-        pairs.add((min(value, by_words[counterpart]), max(value, by_words[counterpart])))
-    return Mirroring(swaps=tuple(sorted(pairs)))
+        if image != words:
+            pairs.add((min(value, by_words[image]), max(value, by_words[image])))
+    mirroring = Mirroring(swaps=tuple(sorted(pairs)))
+    return mirroring if _agrees(mirroring, regions) else Mirroring(axes=(1, 2))
+
+
+def _agrees(mirroring: Mirroring, regions: Mapping[str, Collection[int]]) -> bool:
+    """Whether every region that names a side becomes its counterpart."""
+    swap = dict(mirroring.swaps) | {other: one for one, other in mirroring.swaps}
+    by_words = {_words(name): set(values) for name, values in regions.items()}
+    images = {words: _in_a_mirror(words, by_words) for words in by_words}
+    return all(
+        image is not None and (image == words or {swap.get(v, v) for v in by_words[words]} == by_words[image])
+        for words, image in images.items()
+    )
+
+
+def _in_a_mirror(words: str, known: Collection[str]) -> str | None:
+    """The name's counterpart; itself where it names no side; None where there is no counterpart among the known."""
+    image = _SIDE.sub(lambda found: _OTHER_SIDE[found.group()], words)
+    return image if image in known else None
 
 
 def _words(name: str) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvisionllama.data.decathlon import Case, Task
-from medvisionllama.data.mirroring import Mirroring, mirroring_of
+from medvisionllama.data.mirroring import Mirroring
 from medvisionllama.data.nifti import read_grid
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import Grid, Shape, ras_grid
@@ -322,7 +322,7 @@ def make_plan(
         regions=dict(task.regions),
         region_values=task.region_values,
         ignored=task.ignored,
-        mirroring=task.mirroring or mirroring_of(task.classes),
+        mirroring=task.sides,
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medvisionllama.data.mirroring import Mirroring
+from medvisionllama.data.mirroring import Mirroring, mirroring_of
 from medvisionllama.data.nifti import read_label_map, read_volume
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import AFFINE_TOLERANCE_MM, Grid, Volume
@@ -128,6 +128,11 @@ class Task:
     region_values: tuple[int, ...] = ()
     ignored: int | None = None
     mirroring: Mirroring | None = None
+
+    @property
+    def sides(self) -> Mirroring:
+        """What mirroring means: as the description says, else by the names of classes and regions."""
+        return self.mirroring or mirroring_of(self.classes, self.regions)
 
     @property
     def channels(self) -> int:
