@@ -76,6 +76,7 @@ def train_run(
         listener.note(f"{folder} is finished already")
         finished: dict[str, Any] = read_json(run.summary)
         return finished
+    going_on = resume and run.checkpoint.exists()  # killed before the first one, a run begins again from its start
     processes = machine.processes
     first = processes.rank == 0
     if first:
@@ -111,7 +112,7 @@ def train_run(
     model = build_network(experiment.model, seed=seed, cache=machine.block_cache, offline=machine.offline)
     identity = model.block.identity if model.block is not None else None
     model.to(machine.device)
-    if experiment.init_from is not None and not resume:
+    if experiment.init_from is not None and not going_on:
         listener.note(_take_over(model, Path(experiment.init_from)))
     about = experiment.memory_gb(plan.window)
     listener.note(f"window {plan.window}, batch {recipe.batch_size}: about {about:.2g} GB to train")
@@ -144,7 +145,7 @@ def train_run(
         validate=validate if to_validate else None,
         observe=lambda: _norms(watch),
         report=lambda entry: listener.training(entry, recipe.steps),
-        resume=resume and run.checkpoint.exists(),
+        resume=going_on,
         checkpoint_seconds=machine.checkpoint_seconds,
         processes=processes,
     )
