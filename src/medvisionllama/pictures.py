@@ -19,7 +19,7 @@ from medvisionllama.whole_file import whole_file
 # Spread evenly from the best to the worst, so that the page can show both ends and the middle.
 RANKED_CASES = 9
 # By name alone: the same for every run on the same split, so that runs can be seen side by side.
-COMMON_CASES = 5
+COMMON_CASES = 12
 
 
 @dataclass(frozen=True)

@@ -70,14 +70,23 @@ class RunFolder:
         self.summary = self.path / "summary.json"
         self.postprocessing = self.path / "postprocessing.json"
 
-    def refuse_other_version(self) -> None:
+    def refuse_other_version(self, *, torn: bool = True) -> None:
         """Make sure that this version of the program understands what lies here.
+
+        Args:
+            torn: Whether a file that is no JSON at all is refused as well: one torn by a crash has no version.
 
         Raises:
             InputError: ``config.yaml``, ``plan.json`` or ``summary.json`` is of another format.
         """
         for path in (self.config, self.plan, self.summary):
-            if path.exists() and (found := _format_of(path)) != FORMAT_VERSION:
+            try:
+                found = _format_of(path) if path.exists() else FORMAT_VERSION
+            except InputError:
+                if torn:
+                    raise
+                continue
+            if found != FORMAT_VERSION:
                 raise InputError(
                     f"{path} is of another version",
                     got=f"format {found}",
@@ -93,10 +102,13 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the training ended and its validation part was scored."""
+        """Whether the training ended and its validation part, where the split has one, was scored."""
         if not (self.summary.exists() and self.model.exists()) or self.checkpoint.exists():
             return False
-        return "validation" in read_json(self.summary)
+        summary = read_json(self.summary)
+        # Scoring the weights of a training that was cut short writes a summary too, but without its steps.
+        nothing_to_score = summary.get("cases", {}).get("validation") == 0
+        return "steps" in summary and ("validation" in summary or nothing_to_score)
 
     def folds(self) -> list[RunFolder]:
         """The runs below ``RUN/fold_0..4`` in order, or this run alone where it has no folds."""

@@ -192,6 +192,55 @@ def test_the_viewer_names_the_place_in_mm_and_the_class(browser: Browser, one_pa
 
 
 @needs_viewer
+def test_the_reference_is_an_outline_in_another_shade_and_named_within(browser: Browser, one_page: Path) -> None:
+    def opaque(layer: str) -> np.ndarray:  # type: ignore[type-arg]
+        for other in ("prediction", "reference"):
+            slide(browser, f"opacity-{other}", float(other == layer))
+        return browser.pixels("#viewer-canvas").astype(int)
+
+    browser.open(one_page)
+    open_viewer(browser)
+    browser.ask("(e => { e.value = 0; e.dispatchEvent(new Event('change')); })(document.querySelector('#viewer-view'))")
+    prediction, reference = opaque("prediction"), opaque("reference")
+    browser.screenshot(SCREENSHOTS / "viewer-reference.png", whole=False)
+    fill, line = ((np.ptp(seen, axis=2) > 40).sum() for seen in (prediction, reference))
+    assert 0.05 * fill < line < 0.7 * fill, "an outline has fewer voxels than what it surrounds"
+    said = browser.ask("document.querySelector('#viewer-place').textContent")
+    assert "reference: Anterior" in said, "within the outline, where nothing of it is drawn"
+    shades = [np.median(seen[np.ptp(seen, axis=2) > 40].min(axis=1)) for seen in (prediction, reference)]
+    assert shades[1] > shades[0] + 40, "lighter"
+    assert browser.complaints == []
+
+
+@needs_viewer
+def test_the_sliders_say_what_they_change(browser: Browser, one_page: Path) -> None:
+    browser.open(one_page)
+    names = browser.ask(
+        "[...document.querySelectorAll('.viewer-sliders label')].map(label => label.textContent.trim())"
+    )
+    assert names[:3] == ["Image opacity", "Prediction opacity", "Reference opacity"]
+
+
+def test_tables_fit_on_a_printed_leaf(browser: Browser, tmp_path: Path) -> None:
+    """A4 less its margins is 688 pixels wide."""
+    models = ("medvisionllama-u-identity", "vit-baseline", "medvisionllama-trained")
+    runs = [make_run(tmp_path / m, model=m, seed=s, cases=4, pictures=False) for s, m in enumerate(models)]
+    browser.open(write_page(runs, tmp_path / "out", images=False), width=688, media="print")
+
+    def widest() -> float:
+        tables = "[...document.querySelectorAll('table')].filter(table => table.checkVisibility())"
+        return float(browser.ask(f"Math.max(...{tables}.map(table => table.getBoundingClientRect().width))"))
+
+    assert 300 < widest() <= 688
+    screen = "table { font-size: 14.4px !important } th, td { padding: .25rem .5rem !important }"
+    words = ".figure, .word, .group th { white-space: nowrap !important }"
+    browser.ask(
+        f"document.head.append(Object.assign(document.createElement('style'), {{textContent: '{screen} {words}'}})); 0"
+    )
+    assert widest() > 688, "the control: as they were, or nearly"
+
+
+@needs_viewer
 def test_an_arrow_key_moves_a_slider(browser: Browser, one_page: Path) -> None:
     browser.open(one_page)
     open_viewer(browser)

@@ -164,3 +164,17 @@ def test_the_command_draws_a_figure_by_name(
 def test_the_qualitative_grid_names_its_classes(runs: list[Path]) -> None:
     (legend,) = qualitative_grid(read_runs(runs[:2]), "validation").legends
     assert [text.get_text() for text in legend.get_texts()] == ["Anterior", "Posterior"]
+
+
+def test_few_shot_curves_of_one_share_do_not_hide_each_other(tmp_path: Path) -> None:
+    """Two models with the very same curves: the later is thinner and on top, and marked at other steps."""
+    made = [make_run(tmp_path / m, model=m, cases=1, pictures=False) for m in ("one", "two")]
+    for axes in few_shot_curves(read_runs(made)).axes:
+        first, second = axes.lines
+        assert (first.get_ydata() == second.get_ydata()).all()
+        assert first.get_linewidth() > second.get_linewidth()
+        assert first.get_zorder() < second.get_zorder()
+        assert first.get_marker() != second.get_marker()
+    steps = [set(range(40)[line.get_markevery()]) for line in axes.lines]
+    assert steps[0]
+    assert steps[0].isdisjoint(steps[1])

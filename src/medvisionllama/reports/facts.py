@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from medvisionllama.reports.published import published
 from medvisionllama.reports.run_contents import RunContents
-from medvisionllama.reports.wording import duration
+from medvisionllama.reports.wording import duration, number
 
 
 def said(tell: Callable[[RunContents], str], run: RunContents) -> str:
@@ -45,6 +45,17 @@ def _parameters(run: RunContents) -> str:
     return f"{counts['trainable']:,} trained, {counts.get('frozen', 0):,} frozen"
 
 
+def _steps(run: RunContents) -> str:
+    of = f" of {run.summary['planned_steps']:,}" if run.is_unfinished else ""
+    return f"{run.summary['steps']:,}{of}"
+
+
+def _kept(run: RunContents) -> str:
+    step = f"step {run.summary['best_step']:,}"
+    dice = run.best_validation_dice
+    return f"{step}, the last" if dice is None else f"{step}, best validation Dice ({number(dice)})"
+
+
 def _machine(run: RunContents) -> str:
     known = run.environment
     memory = f"{known['memory_gb']:.0f} GB" if known.get("memory_gb") else ""
@@ -68,7 +79,8 @@ FACTS: tuple[tuple[str, Callable[[RunContents], str]], ...] = (
     ("Parameters", _parameters),
     ("Language block", _block),
     ("Block's sha256", lambda run: run.summary["block"]["sha256"]),
-    ("Steps", lambda run: f"{run.summary['steps']:,}"),
+    ("Steps", _steps),
+    ("Weights kept", _kept),
     ("Training time", lambda run: duration(run.summary["seconds"])),
     ("Seed", lambda run: str(run.summary["seed"])),
     ("Machine", _machine),

@@ -7,11 +7,12 @@ it as PNG and SVG for papers and talks.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from medvisionllama.reports.score_table import (
     Difference,
     SeedSpread,
     differences,
+    metrics_of,
     overall,
     score_table,
     seed_spread,
@@ -100,13 +102,34 @@ class PartView:
     slug: str
     tables: list[tuple[RunContents, ScoredPart, list[ClassScores]]]
     groups: list[tuple[str, list[ScoreLine]]]
-    differences: list[tuple[str, str, list[Difference]]]
+    differences: list[tuple[str, str, dict[str, Difference]]]
     seeds: list[SeedSpread]
     boxes: list[Drawing]
     agreement: list[Drawing]
     pictures: list[tuple[RunContents, list[CasePicture]]]
     same_cases: Drawing | None = None
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def metrics(self) -> list[str]:
+        """The columns of the score table: the metrics that any run has."""
+        return metrics_of([part for _, part, _ in self.tables])
+
+    @property
+    def compared_metrics(self) -> list[str]:
+        """The columns of the table of differences: the metrics that the first run shares with any other."""
+        return [metric for metric in TABLE_METRICS if any(metric in cells for _, _, cells in self.differences)]
+
+    @property
+    def tolerance_mm(self) -> float | None:
+        """The tolerance of NSD, where all runs that tell one tell the same."""
+        found = {part.tolerance_mm for _, part, _ in self.tables} - {None}
+        return found.pop() if len(found) == 1 else None
+
+    @property
+    def references(self) -> list[bool]:
+        """Of each picture shown, whether it has a reference: some may, others may not."""
+        return [case.picture.reference is not None for _, cases in self.pictures for case in cases]
 
 
 def write_page(runs: Sequence[Path], out: Path, *, images: bool = True) -> Path:
@@ -197,11 +220,8 @@ def _part_view(title: str, runs: Sequence[RunContents], gallery: _Gallery, image
     tables = [(run, part, score_table(part)) for run, part in scored]
     groups = _score_groups(runs, tables)
     view = PartView(title, slug, tables, groups, _difference_rows(runs, title), seed_spread(runs, title), [], [], [])
-    for metric in TABLE_METRICS:
-        if any(metric in part.metrics for _, part in scored):
-            view.boxes.append(_boxes(runs, title, slug, metric, gallery))
-    if any("nsd" not in part.metrics for _, part in scored):
-        view.notes.append("NSD was not measured: it needs a tolerance in mm, and none is known for this task.")
+    view.boxes.extend(_boxes(runs, title, slug, metric, gallery) for metric in view.metrics)
+    view.notes.extend(_unmeasured(scored))
     view.agreement.extend(_agreement(scored, slug, gallery, view.notes))
     if images:
         for place, (run, part) in enumerate(scored):
@@ -209,6 +229,23 @@ def _part_view(title: str, runs: Sequence[RunContents], gallery: _Gallery, image
     if images and len(scored) > 1 and any(part.pictures for _, part in scored):
         view.same_cases = _same_cases([run for run, _ in scored], title, slug, gallery, view.notes)
     return view
+
+
+def _unmeasured(scored: Sequence[tuple[RunContents, ScoredPart]]) -> list[str]:
+    """One sentence for each of the table's metrics that all or some of the runs have no value of."""
+    notes = []
+    for metric in TABLE_METRICS:
+        without = [run.label for run, part in scored if metric not in part.metrics]
+        name = "NSD" if metric == "nsd" else figures.METRIC_TITLES[metric]
+        if len(without) == len(scored):
+            why = "it needs a tolerance in mm, and none is known for this task" if metric == "nsd" else "no case has it"
+            notes.append(f"{name} was not measured: {why}.")
+        elif without:
+            compared = (
+                "; as the first run is among them, no differences are given" if scored[0][0].label in without else ""
+            )
+            notes.append(f"{name} was not measured in {', '.join(without)}{compared}.")
+    return notes
 
 
 def _score_groups(
@@ -236,35 +273,59 @@ def _score_groups(
 def _same_cases(
     runs: Sequence[RunContents], title: str, slug: str, gallery: _Gallery, notes: list[str]
 ) -> Drawing | None:
-    """Cases that most runs have pictures of (two at least), from the best to the worst on average, by all runs."""
+    """Cases that most runs have pictures of (two at least), evenly spread in rank by the mean Dice of all runs."""
     dice: dict[str, list[float]] = defaultdict(list)
+    kept_by: Counter[str] = Counter()
     for run in runs:
         part = run.part(title)
-        for case, value in part.values("dice").items() if part else ():
-            if part and case in part.pictures and not math.isnan(value):
-                dice[case].append(value)
-    most = max(map(len, dice.values()), default=0)
+        scored = {case: v for case, v in part.values("dice").items() if not math.isnan(v)} if part else {}
+        for case, value in scored.items():
+            dice[case].append(value)
+        kept_by.update(scored.keys() & part.pictures.keys() if part else ())
+    most = max(kept_by.values(), default=0)
     if most < 2:
         notes.append("No case has pictures in two runs: they cannot be shown beside one another.")
         return None
-    ranked = sorted((c for c in dice if len(dice[c]) == most), key=lambda case: -math.fsum(dice[case]))
-    chosen = [ranked[round(rank)] for rank in np.linspace(0, len(ranked) - 1, min(SAME_CASES, len(ranked)))]
+    ranked = sorted(dice, key=lambda case: -fmean(dice[case]))
+    kept = [case for case in ranked if kept_by[case] == most]
+    chosen = [kept[round(rank)] for rank in np.linspace(0, len(kept) - 1, min(SAME_CASES, len(kept)))]
     try:
         figure = qualitative_grid(runs, title, chosen)
     except InputError:  # a broken picture: it is named where the run's own cases are shown
         return None
     names = ", ".join(run.label for run in runs)
-    caption = f"From the best to the worst on average over {names}; axial slices, Dice in each panel."
+    whose = "every run" if most == len(runs) else f"{most} of the {len(runs)} runs"
+    shown = cases_in_words(chosen, kept, ranked, whose=whose, names=names)
+    caption = f"{shown}; axial slices, Dice in each panel."
     return gallery.picture(
         figure, f"same-cases-{slug}", caption, f"Image, reference and predictions of {names}. {caption}"
     )
 
 
-def _difference_rows(runs: Sequence[RunContents], title: str) -> list[tuple[str, str, list[Difference]]]:
-    """Differences by run and class, one row each."""
-    rows: dict[tuple[str, str], list[Difference]] = {}
+def cases_in_words(chosen: Sequence[str], kept: Sequence[str], ranked: Sequence[str], *, whose: str, names: str) -> str:
+    """Which cases are shown, and which are not: the worst is nobody's to leave out unsaid.
+
+    Args:
+        chosen: The cases shown, best first.
+        kept: Those that could have been.
+        ranked: All cases, best first.
+        whose: Of whom pictures were needed.
+        names: Over whom means were taken.
+    """
+    first, last = (ranked.index(case) + 1 for case in (chosen[0], chosen[-1]))
+    ranks = f"ranks {first} to {last}" if first < last else f"rank {first}"
+    those = "those" if len(chosen) == len(kept) else f"from the {len(kept)}"
+    shown = f"{len(chosen)} of the {len(ranked)} cases"
+    limits = "" if len(kept) == len(ranked) else f"{those} of which {whose} kept pictures, "
+    beyond = "" if ranked[-1] in chosen else f"; the worst of all is {ranked[-1]} (not pictured)"
+    return f"{shown}: {limits}{ranks} by mean Dice over {names}{beyond}"
+
+
+def _difference_rows(runs: Sequence[RunContents], title: str) -> list[tuple[str, str, dict[str, Difference]]]:
+    """Differences by run and class, one row each: its cells by metric, as a run may lack one."""
+    rows: dict[tuple[str, str], dict[str, Difference]] = {}
     for difference in differences(runs, title):
-        rows.setdefault((difference.run, difference.class_name), []).append(difference)
+        rows.setdefault((difference.run, difference.class_name), {})[difference.metric] = difference
     return [(run, name, cells) for (run, name), cells in rows.items()]
 
 
@@ -320,6 +381,7 @@ def _chosen_cases(
         notes.append(f"{run.label}: no pictures were kept for these cases; `predict` writes them.")
     chosen = choose_cases(dice, set(part.pictures))
     pictures = []
+    without = []
     for why, case in chosen.items():
         try:
             picture = read_picture(part.pictures[case])
@@ -328,6 +390,11 @@ def _chosen_cases(
             continue
         mosaic = _mosaic(run, picture, dice[case], f"{slug}-{why}".replace(" ", "-"), gallery)
         pictures.append(CasePicture(why, picture, dice[case], mosaic))
+        without += [case] if picture.reference is None else []
+    if without:
+        notes.append(
+            f"{run.label}: the pictures of {', '.join(without)} hold no reference; the prediction is shown alone."
+        )
     return pictures
 
 
@@ -414,23 +481,31 @@ def _in_a_sentence(runs: Sequence[RunContents]) -> str:
     if len(runs) > 1:
         return _side_by_side(runs)
     run = runs[0]
-    cases = run.summary.get("cases") or {}
+    cases, steps = run.summary.get("cases") or {}, run.summary.get("steps")
     learned = f"learned from {cases['training']:,} cases" if cases.get("training") else "was trained"
-    steps = f" in {run.summary['steps']:,} steps" if run.summary.get("steps") else ""
+    if run.is_unfinished:
+        learned += f"; training stopped at step {steps:,} of {run.summary['planned_steps']:,}"
+    elif steps:
+        learned += f" in {steps:,} steps"
     if not run.parts:
-        return f"{run.label} {learned}{steps}. It has not been scored yet."
-    part = run.parts[0]
+        return f"{run.label} {learned}. It has not been scored yet."
+    part = run.part(_telling_title(runs)) or run.parts[0]
     cell = overall(part, "dice")
-    return (
-        f"{run.label} {learned}{steps} and reached a mean Dice of {number(cell.mean, 'dice')} "
-        f"on {cell.n} {part.part} cases it did not learn from."
-    )
+    reached = f"{run.label} {learned}{',' if run.is_unfinished else ''} and reached"
+    return f"{reached} a mean Dice of {number(cell.mean)} on {cell.n} {part.part} cases it did not learn from."
+
+
+def _telling_title(runs: Sequence[RunContents]) -> str:
+    """The part that tells most of all runs: test, of which nothing was chosen by; else the first."""
+    titles = _part_titles(runs)
+    tests = [title for title in titles if title.startswith("test") and all(run.part(title) for run in runs)]
+    return next(iter(tests + titles), "")
 
 
 def _side_by_side(runs: Sequence[RunContents]) -> str:
     """The runs' mean Dice where all were scored on the same cases, else only their names."""
     names = f"{len(runs)} runs side by side: {', '.join(run.label for run in runs)}."
-    title = next(iter(_part_titles(runs)), "")
+    title = _telling_title(runs)
     scored = [part for run in runs if (part := run.part(title))]
     if len(scored) < len(runs) or len({frozenset(part.cases) for part in scored}) > 1:
         return names
@@ -476,9 +551,20 @@ def _environment() -> Environment:
         "published_command": published_command,
     }
     environment.filters.update(filters)
+    environment.filters["marked_code"] = marked_code
     environment.globals["metric_titles"] = figures.METRIC_TITLES
     environment.globals["run_colour"] = drawing.page_colour
     return environment
+
+
+def marked_code(text: str) -> Markup:
+    """What stands between backticks as code, everything else as the text it is."""
+    pieces = text.split("`")
+    if len(pieces) % 2 == 0:  # a backtick without its fellow
+        return Markup("{}").format(text)
+    return Markup("").join(
+        Markup("<code>{}</code>").format(piece) if place % 2 else piece for place, piece in enumerate(pieces)
+    )
 
 
 def _version() -> str:

@@ -195,11 +195,20 @@ def few_shot_curves(runs: Sequence[RunContents], part: str = "") -> Figure:
     figure = Figure(figsize=(5.6, 5.8), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
     for (fraction, model), members in sorted(groups.items()):
-        style = {"color": run_colour(fractions.index(fraction)), "linestyle": run_dashes(models.index(model))}
+        place = models.index(model)
+        style: dict[str, Any] = {"color": run_colour(fractions.index(fraction)), "linestyle": run_dashes(place)}
+        # Later models lie thinner upon earlier ones and have markers of their own, so that none hides another.
+        style |= {"linewidth": max(1.0, 3.4 - 1.2 * place), "zorder": 2 + place / 10}
+        style |= {"marker": MARKERS[place % len(MARKERS)], "markersize": 5, "markeredgecolor": "white"}
         for axes, key in ((upper, "validation_dice"), (lower, loss)):
             points = _averaged(members, key)
+            every = max(1, len(points) // 8)
             if len(points):
-                axes.plot(points[:, 0], points[:, 1], label=f"{model}, {fraction:.0%} of the data", **style)
+                # Markers of curves that run together stand at different steps.
+                which = slice(place * every // len(models), None, every)
+                axes.plot(
+                    points[:, 0], points[:, 1], label=f"{model}, {fraction:.0%} of the data", markevery=which, **style
+                )
     upper.set(ylabel="validation Dice")
     lower.set(ylabel=loss_title, xlabel="step")
     figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", ncols=2)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvisionllama.errors import InputError
+from medvisionllama.reports.unfinished import told_so_far
 from medvisionllama.run_folder import GRIDS, PARTS, RunFolder, ScoreRow, read_json, read_scores
 
 # What NumPy raises for a file of arrays that is missing, torn, or lacks an array.
@@ -139,7 +140,8 @@ class RunContents:
     Attributes:
         path: The run folder.
         label: Its short name among the runs shown together.
-        summary: ``summary.json`` (of the first fold where the run has folds only); empty where missing.
+        summary: ``summary.json`` (of the first fold where the run has folds only); where missing, as much of it as
+            other files tell (:func:`~medvisionllama.reports.unfinished.told_so_far`), with ``planned_steps``.
         environment: ``environment.json``; empty where missing.
         logs: Fold name (empty for a run without folds) to its log entries.
         parts: The scored parts, validation first.
@@ -153,6 +155,21 @@ class RunContents:
     logs: dict[str, list[dict[str, Any]]]
     parts: tuple[ScoredPart, ...]
     missing: tuple[str, ...] = ()
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether the training did not reach the step it was meant to, as far as the run tells."""
+        steps, planned = self.summary.get("steps"), self.summary.get("planned_steps")
+        return steps is not None and planned is not None and steps < planned
+
+    @property
+    def best_validation_dice(self) -> float | None:
+        """The Dice for which the weights were kept; None where no validation chose them, or nothing tells."""
+        best = self.summary.get("best_step")
+        found = [
+            entry.get("validation_dice") for log in self.logs.values() for entry in log if entry.get("step") == best
+        ]
+        return next((value for value in found if value is not None), None)
 
     @property
     def class_names(self) -> dict[int, str]:
@@ -197,17 +214,21 @@ def read_run(path: Path) -> RunContents:
             mend="Name the folder that `medvisionllama train` has made, not a part of it.",
         )
     for member in members:
-        member.refuse_other_version()
+        member.refuse_other_version(torn=False)
     missing: list[str] = []
     summary = _read_first([folder.summary, *(member.summary for member in members)], "training summary", missing)
     environment = _read_first(
         [folder.environment, *(member.environment for member in members)], "record of the machine", missing
     )
     logs = {member.path.name if member.path != path else "": member.read_log() for member in members}
-    missing += _gaps_in_training(members, logs)
+    trained = bool(summary) and not any(member.checkpoint.exists() for member in members)
+    summary = summary or told_so_far(members[0], environment, next(iter(logs.values())))
+    missing += _gaps_in_training(members, logs, summary.get("planned_steps"))
     parts = _read_parts(folder, members, missing)
-    if not parts:
+    if not parts and trained:
         missing.append("No scores: run `medvisionllama predict RUN --part validation`, then make this page again.")
+    elif not parts:
+        missing.append("No scores: the training has not ended.")
     return RunContents(path, path.name, summary, environment, logs, parts, tuple(missing))
 
 
@@ -293,7 +314,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _read_first(paths: Sequence[Path], what: str, missing: list[str]) -> dict[str, Any]:
-    """The first of these files that is there and whole."""
+    """The first of these files that is there and whole; a torn one is named."""
     faults = []
     for path in dict.fromkeys(paths):
         if not path.exists():
@@ -305,11 +326,14 @@ def _read_first(paths: Sequence[Path], what: str, missing: list[str]) -> dict[st
             continue
         if isinstance(found, dict):
             return found
-    missing.append(f"No {what} ({paths[0].name}){': ' + faults[0] if faults else ': the run was stopped early?'}")
+    why = faults[0] if faults else "the run was stopped early?"
+    missing.append(f"No {what} ({paths[0].name}): {why}")
     return {}
 
 
-def _gaps_in_training(members: Sequence[RunFolder], logs: dict[str, list[dict[str, Any]]]) -> list[str]:
+def _gaps_in_training(
+    members: Sequence[RunFolder], logs: dict[str, list[dict[str, Any]]], planned: int | None
+) -> list[str]:
     gaps = []
     for member, (name, entries) in zip(members, logs.items(), strict=True):
         where = f"{name}: " if name else ""
@@ -317,7 +341,8 @@ def _gaps_in_training(members: Sequence[RunFolder], logs: dict[str, list[dict[st
             gaps.append(f"{where}No training log (log.jsonl): learning curves cannot be drawn.")
         if member.checkpoint.exists():
             step = entries[-1].get("step") if entries else None
-            reached = f" at step {step}" if step is not None else ""
+            of = f" of {planned}" if planned else ""
+            reached = f" at step {step}{of}" if step is not None else ""
             gaps.append(f"{where}Training was interrupted{reached} and can be resumed with `train --resume`.")
     return gaps
 

@@ -48,7 +48,10 @@ class Difference:
 
 
 def differences(runs: Sequence[RunContents], title: str) -> list[Difference]:
-    """Every later run against the first, per class and over classes; empty below two runs with that part."""
+    """Every later run against the first, per class and over classes, in the metrics that both have.
+
+    Empty below two runs with that part.
+    """
     scored = [(run.label, part) for run in runs if (part := run.part(title))]
     if len(scored) < 2:
         return []
@@ -96,6 +99,11 @@ def seed_spread(runs: Sequence[RunContents], title: str, metric: str = "dice") -
     return spread
 
 
+def metrics_of(parts: Sequence[ScoredPart]) -> list[str]:
+    """The table's metrics that any of the parts has, in the table's order."""
+    return [metric for metric in TABLE_METRICS if any(metric in part.metrics for part in parts)]
+
+
 def _paired(first: ScoredPart, other: ScoredPart, metric: str, class_name: str) -> Paired:
     wanted = None if class_name == ALL_CLASSES else class_name
     one, two = first.values(metric, wanted), other.values(metric, wanted)
@@ -105,7 +113,7 @@ def _paired(first: ScoredPart, other: ScoredPart, metric: str, class_name: str) 
 
 def score_table(part: ScoredPart) -> list[ClassScores]:
     """One line a class, then, for several classes, the mean over classes within each case."""
-    metrics = [metric for metric in TABLE_METRICS if metric in part.metrics]
+    metrics = metrics_of([part])
     lines = [
         ClassScores(
             name,

@@ -16,6 +16,7 @@ from medvisionllama.errors import InputError
 from medvisionllama.reports.run_contents import RunContents, ScoredPart, read_picture
 
 COLUMNS = ("case", "class", "reference_ml", "prediction_ml")
+_AGAIN = "Run `predict` again."
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,20 @@ def _count(labels: NDArray[np.uint8], value: int) -> int:
 
 
 def _read_table(path: Path) -> list[StructureVolume]:
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise InputError(f"{path} is no table of volumes", expected=f"the columns {','.join(COLUMNS)}")
-        return [
-            StructureVolume(row["case"], row["class"], float(row["reference_ml"]), float(row["prediction_ml"]))
-            for row in reader
-        ]
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # a spreadsheet saves it with a byte order mark
+            lines = list(csv.reader(file))
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no table of volumes", got=str(error), mend=_AGAIN) from error
+    if not lines or tuple(lines[0]) != COLUMNS:
+        raise InputError(f"{path} is no table of volumes", expected=f"the columns {','.join(COLUMNS)}", mend=_AGAIN)
+    return [_volume(path, number, line) for number, line in enumerate(lines[1:], start=2) if line]
+
+
+def _volume(path: Path, number: int, line: list[str]) -> StructureVolume:
+    try:
+        case, class_name, *millilitres = line
+        reference_ml, prediction_ml = map(float, millilitres)
+    except ValueError as error:
+        raise InputError(f"{path} cannot be understood at row {number}", got=",".join(line), mend=_AGAIN) from error
+    return StructureVolume(case, class_name, reference_ml, prediction_ml)

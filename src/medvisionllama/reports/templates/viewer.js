@@ -7,6 +7,7 @@
   const scripts = new Map();
   let viewer = null;
   let shown = null;
+  let reference = null;
 
   // Scripts that lie beside the page call this with their volumes.
   window.receiveCase = (name, volumes) => received.set(name, volumes);
@@ -25,17 +26,48 @@
     return scripts.get(path);
   }
 
-  function labelColours(classes) {
+  // The reference has its class's colour in a lighter shade, so that it is told apart where the two overlap.
+  function labelColours(classes, towardsWhite) {
     const map = { R: [0], G: [0], B: [0], A: [0], I: [0], labels: [""] };
     for (const { value, name, colour } of classes) {
-      map.R.push(parseInt(colour.slice(1, 3), 16));
-      map.G.push(parseInt(colour.slice(3, 5), 16));
-      map.B.push(parseInt(colour.slice(5, 7), 16));
+      const [red, green, blue] = [1, 3, 5].map((start) => parseInt(colour.slice(start, start + 2), 16))
+        .map((part) => Math.round(part + (255 - part) * towardsWhite));
+      map.R.push(red);
+      map.G.push(green);
+      map.B.push(blue);
       map.A.push(255);
       map.I.push(value);
       map.labels.push(name);
     }
     return map;
+  }
+
+  // What is left of a label map when voxels within a structure are taken away: its surface, an outline in every slice.
+  function surfaceOf(labels, [, columns, rows, slices]) {
+    const surface = new labels.constructor(labels.length);
+    const [row, slice] = [columns, columns * rows];
+    const steps = [1, row, slice, row - 1, row + 1, slice - 1, slice + 1, slice - row, slice + row];
+    for (let k = 0, at = 0; k < slices; k += 1) {
+      for (let j = 0; j < rows; j += 1) {
+        for (let i = 0; i < columns; i += 1, at += 1) {
+          const edge = i === 0 || j === 0 || k === 0 || i === columns - 1 || j === rows - 1 || k === slices - 1;
+          const inside = !edge && steps.every((step) => labels[at - step] === labels[at] && labels[at + step] === labels[at]);
+          if (!inside) surface[at] = labels[at];
+        }
+      }
+    }
+    return surface;
+  }
+
+  // Letters of directions are white with a black rim, legible on any tissue.
+  function rimText() {
+    const draw = viewer.drawText.bind(viewer);
+    viewer.drawText = (place, text, scale = 1) => {
+      for (const [x, y] of [[-1, -1], [-1, 1], [1, -1], [1, 1], [0, 2], [0, -2], [2, 0], [-2, 0]]) {
+        draw([place[0] + x, place[1] + y], text, scale, [0, 0, 0, 1]);
+      }
+      draw(place, text, scale, [1, 1, 1, 1]);
+    };
   }
 
   async function begin() {
@@ -48,6 +80,7 @@
     });
     viewer.onLocationChange = tellPlace;
     await viewer.attachToCanvas(find("viewer-canvas"));
+    rimText();
   }
 
   async function open() {
@@ -62,7 +95,11 @@
         const volume = await niivue.NVImage.loadFromBase64({
           base64: volumes[layer], name: `${layer}.nii.gz`, colormap: "gray", opacity: opacityOf(layer),
         });
-        if (layer !== "image") volume.setColormapLabel(labelColours(chosen.classes));
+        if (layer !== "image") volume.setColormapLabel(labelColours(chosen.classes, layer === "reference" ? 0.65 : 0));
+        if (layer === "reference") {
+          reference = volume.img;
+          volume.img = surfaceOf(reference, volume.hdr.dims);
+        }
         viewer.addVolume(volume);
       }
       tellClasses(chosen.classes);
@@ -90,13 +127,19 @@
     }));
   }
 
+  function referenceAt([i, j, k]) {
+    const [, columns, rows] = viewer.volumes[0].hdr.dims;
+    return reference[i + columns * (j + rows * k)];
+  }
+
   function tellPlace(place) {
     const [x, y, z] = place.mm;
     const side = (value, plus, minus) => `${Math.abs(value).toFixed(1)} mm ${value < 0 ? minus : plus}`;
     const names = new Map(shown.classes.map(({ value, name }) => [value, name]));
     const at = layers.slice(1).map((layer) => {
       const found = place.values.find((entry) => entry.name.startsWith(layer));
-      return found ? `${layer}: ${names.get(Math.round(found.value)) ?? "background"}` : "";
+      const value = found && layer === "reference" ? referenceAt(place.vox) : found?.value;
+      return found ? `${layer}: ${names.get(Math.round(value)) ?? "background"}` : "";
     });
     find("viewer-place").textContent = [
       [side(x, "right", "left"), side(y, "front", "back"), side(z, "up", "down")].join(", "), ...at,
