@@ -1,5 +1,7 @@
 """What training is steered by: Dice and loss of whole prepared volumes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -64,6 +66,33 @@ def test_what_is_nowhere_counts_for_nothing() -> None:
     at_background, at_a = np.exp(-3.0 * np.array([0, 1, 4, 9])), np.exp(-3.0 * np.array([1, 0, 1, 4]))
     expected = np.mean([-np.log(at_background[0] / at_background.sum()), -np.log(at_a[1] / at_a.sum())])
     assert look.loss == pytest.approx(expected, rel=1e-5)
+
+
+class Always(nn.Module):
+    """A stub that sees one class of ``channels`` everywhere."""
+
+    def __init__(self, chosen: int, channels: int) -> None:
+        super().__init__()
+        self.chosen, self.channels = chosen, channels
+
+    def forward(self, image_BMIJK: Tensor) -> Tensor:
+        logits = torch.zeros((len(image_BMIJK), self.channels, *image_BMIJK.shape[2:]))
+        logits[:, self.chosen] = 1
+        return logits
+
+
+def test_the_last_of_255_classes_is_no_ignored_voxel() -> None:
+    every = replace(PLAN, window=(4, 4, 4), classes={value: f"c{value}" for value in range(1, 256)})
+    label = np.full(every.window, 255, np.uint8)
+    label[:2] = 1
+    one = PreparedCase("one", label.astype(np.float32)[None], label, np.zeros((0, 4), np.int32))
+    found = look_at_volumes(Always(255, 256), every, [one], "ce", CPU, torch.float32).dice
+    assert found["c255"] == pytest.approx(2 / 3)  # half of what is found is there, all of what is there is found
+    assert found["c1"] == 0
+    # Negative control: where 255 does stand for ignored voxels, the same label map says nothing of those found there.
+    ignoring = replace(PLAN, window=(4, 4, 4), ignored=9)
+    found = look_at_volumes(Always(1, 4), ignoring, [one], "ce", CPU, torch.float32).dice
+    assert found["a"] == 1
 
 
 def test_without_cases_there_is_nothing_to_say() -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from medvisionllama.data.dataset import PreparedCase
-from medvisionllama.data.plan import IGNORED, Plan
+from medvisionllama.data.plan import Plan
 from medvisionllama.data.preprocess import to_model_grid
 from medvisionllama.data.way_back import (
     FineSweep,
@@ -225,7 +225,9 @@ def look_at_volumes(
         of_case = LossOfPieces(loss, plan.reading)
         found = choices_on(sweeps, plan.out_channels, partial(_add_piece, of_case, sweeps[0].sweep, case.label))
         losses.append(of_case.value())
-        counts = case.label != IGNORED
+        counts = np.ones_like(case.label, dtype=bool)
+        if plan.reading.ignored is not None:
+            counts = case.label != plan.reading.ignored
         for name, numbers in plan.numbered_targets.items():
             a, b = np.isin(found, numbers) & counts, np.isin(case.label, numbers)
             if voxels := int(a.sum()) + int(b.sum()):
