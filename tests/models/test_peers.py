@@ -35,8 +35,14 @@ def test_dynunet_has_the_topology_that_nnunet_plans_for_task04() -> None:
 
 def test_dynunet_pools_flat_windows_along_their_long_axes_only() -> None:
     assert DynUNetConfig(1, 2, (64, 64, 8)).strides[1:] == ((2, 2, 2), (2, 2, 1), (2, 2, 1), (2, 2, 1))
-    with pytest.raises(InputError, match="window"):
-        build_network(DynUNetConfig(1, 2, (5, 5, 5)))
+
+
+@pytest.mark.parametrize("window", [(5, 5, 5), (8, 8, 8), (14, 14, 14), (12, 12, 12)])
+def test_dynunet_says_which_windows_it_takes(window: tuple[int, int, int]) -> None:
+    assert len(DynUNetConfig(1, 2, window).strides) <= 2
+    with pytest.raises(InputError, match="at least 16 voxels that is a multiple of 4"):
+        build_network(DynUNetConfig(1, 2, window))
+    build_network(DynUNetConfig(1, 2, (16, *window[1:]), base_features=2))  # one such edge is enough
 
 
 @pytest.mark.parametrize("name", sorted(PEERS))

@@ -16,6 +16,7 @@ from medvisionllama.models.attention import Shape
 # nnU-Net's figures: features double from level to level up to this many, and no edge is pooled below four voxels.
 MOST_FEATURES = 320
 SMALLEST_EDGE = 4
+FEWEST_LEVELS = 3  # MONAI's
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,11 @@ class DynUNetConfig:
 
     @property
     def strides(self) -> tuple[Shape, ...]:
-        """Of each level, the first at full resolution: an axis is halved while it is even and 4 voxels remain."""
+        """Of each level, the first at full resolution: an axis is halved while it is even and 4 voxels remain.
+
+        An odd factor ends it earlier than in nnU-Net, which pads its patch until it can be halved: 40 is halved three
+        times, 44 twice, where nnU-Net would make it 48 and halve it three times.
+        """
         sizes, levels = list(self.input_size), [(1, 1, 1)]
         while any(_poolable(size) for size in sizes):
             stride = [2 if _poolable(size) else 1 for size in sizes]
@@ -71,7 +76,7 @@ class DynUNet(nn.Module):
         config: What to build.
 
     Raises:
-        InputError: MONAI is not installed, or the window is too small to be pooled at all.
+        InputError: MONAI is not installed, or no axis of the window can be halved twice.
     """
 
     def __init__(self, config: DynUNetConfig) -> None:
@@ -80,9 +85,12 @@ class DynUNet(nn.Module):
             from monai.networks.nets.dynunet import DynUNet as MonaiDynUNet
         except ImportError as error:
             raise InputError("DynUNet comes with MONAI", mend="pip install 'medvisionllama[peers]'") from error
-        if len(config.strides) < 2:
+        if len(config.strides) < FEWEST_LEVELS:
             raise InputError(
-                "DynUNet's window", got=str(config.input_size), expected="an even edge of at least 8 voxels"
+                "DynUNet's window is pooled once at most",
+                got=str(config.input_size),
+                expected="an edge of at least 16 voxels that is a multiple of 4",
+                mend="Choose another window, or another network.",
             )
         strides = [list(stride) for stride in config.strides]
         self.config = config
