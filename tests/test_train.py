@@ -83,6 +83,13 @@ def test_nnunets_poly_schedule_is_a_value() -> None:
     assert what.rate(500) == pytest.approx(0.01 * 0.5**0.9)
 
 
+@pytest.mark.parametrize(("schedule", "end"), [("constant", 0.5), ("cosine", 0.0), ("poly", 0.0)])
+@pytest.mark.parametrize("warmup", [0.0, 0.5])
+def test_beyond_the_last_step_the_rate_stays_where_it_ended(schedule: str, end: float, warmup: float) -> None:
+    what = recipe(schedule=schedule, steps=4, warmup=warmup, learning_rate=0.5)
+    assert [what.rate(step) for step in (4, 5, 100)] == [pytest.approx(end)] * 3
+
+
 def test_validations_are_spread_evenly_and_the_last_is_at_the_end() -> None:
     assert recipe(steps=100, validations=4).validation_steps() == {25, 50, 75, 100}
     assert recipe(steps=100, validations=0).validation_steps() == set()

@@ -100,11 +100,12 @@ class Recipe:
         return replace(self, loss=sigmoid.get(self.loss, self.loss))
 
     def rate(self, step: int) -> float:
-        """The learning rate of step ``step`` (from 0)."""
+        """The learning rate of step ``step`` (from 0); beyond the last one, what the schedule ends at."""
         warm = max(1, round(self.warmup * self.steps))
         if self.warmup and step < warm:
             return self.learning_rate * (step + 1) / warm
         done = (step - warm if self.warmup else step) / max(1, self.steps - (warm if self.warmup else 0))
+        done = min(1.0, done)  # steps that are timed may be more than a short training has
         if self.schedule == "cosine":
             return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
         if self.schedule == "poly":
