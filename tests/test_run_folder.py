@@ -54,6 +54,30 @@ def test_the_contract_names_these_files(run: RunFolder) -> None:
     assert METRICS == ("dice", "jaccard", "accuracy", "precision", "recall", "specificity", "hd95_mm", "nsd")
 
 
+@pytest.mark.parametrize(
+    ("summary", "finished"),
+    [
+        ({"steps": 9, "cases": {"validation": 2}, "validation": {"dice_mean": 0.5}}, True),
+        ({"steps": 9, "cases": {"validation": 2}}, False),
+        ({"steps": 9, "cases": {"validation": 0}}, True),
+        ({"validation": {"dice_mean": 0.5}}, False),
+        ({"test": {"dice_mean": 0.5}}, False),
+    ],
+    ids=["scored", "not scored", "nothing to score", "scored before it ended", "tested before it ended"],
+)
+def test_a_run_is_finished_once_it_ended_and_was_scored(
+    summary: dict[str, object], finished: bool, run: RunFolder
+) -> None:
+    run.path.mkdir(parents=True, exist_ok=True)
+    assert not run.finished
+    write_json(run.summary, summary)
+    assert not run.finished, "no weights"
+    run.model.touch()
+    assert run.finished == finished
+    run.checkpoint.touch()
+    assert not run.finished, "its checkpoint is still there"
+
+
 def test_folds_are_found_in_order_and_nothing_else_is(run: RunFolder) -> None:
     assert [fold.path for fold in run.folds()] == [run.path]
     for name in ("fold_10", "fold_0", "fold_2", "fold_0_backup", "fold_", "fold_one", "other"):
