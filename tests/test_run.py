@@ -16,9 +16,11 @@ from medvisionllama.config import Experiment, make_experiment, read_experiment
 from medvisionllama.data.decathlon import read_task
 from medvisionllama.data.nifti import read_label_map, read_volume
 from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
+from medvisionllama.data.splits import Splits
 from medvisionllama.errors import InputError
 from medvisionllama.listener import Silent
 from medvisionllama.machine import Machine
+from medvisionllama.predict import Look, Room, look_at_volumes
 from medvisionllama.run import train_run
 from medvisionllama.run_folder import RunFolder, read_scores
 from medvisionllama.segment import load_member, load_segmenter, predict_files, predict_part
@@ -163,6 +165,27 @@ def test_a_finished_run_is_left_as_it_is(phantom: Path, trained: Path, machine: 
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_a_finished_run_without_validation_part_is_left_as_it_is(
+    phantom: Path, machine: Machine, tmp_path: Path
+) -> None:
+    names = [case.name for case in read_task(phantom).cases]
+    splits = Splits(0, (), ((), tuple(names)), {name: name for name in names})
+    train_run(experiment(phantom, steps=2), tmp_path, machine, splits=splits)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert train_run(None, tmp_path, machine, resume=True)["cases"]["validation"] == 0
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_weights_that_were_scored_before_the_training_ended_are_trained_on(
+    phantom: Path, machine: Machine, tmp_path: Path
+) -> None:
+    slow = replace(machine, checkpoint_seconds=1e9)
+    with pytest.raises(KeyboardInterrupt):
+        train_run(experiment(phantom, steps=20), tmp_path, slow, listener=Stop(10))
+    assert "validation" in predict_part(RunFolder(tmp_path), "validation", machine)
+    assert train_run(None, tmp_path, machine, resume=True)["steps"] == 20
+
+
 def test_killed_before_the_first_checkpoint_begins_again(phantom: Path, machine: Machine, tmp_path: Path) -> None:
     what = experiment(phantom, steps=20)
     train_run(what, tmp_path / "whole", machine)
@@ -187,6 +210,20 @@ def test_killed_before_the_first_checkpoint_begins_again_from_another_run(
     train_run(None, tmp_path / "broken", machine, resume=True)
     whole, again = weights(tmp_path / "whole"), weights(tmp_path / "broken")
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_what_passes_while_validating_lies_in_the_cache(
+    phantom: Path, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Room] = []
+
+    def look(*arguments: Any) -> Look:
+        seen.append(arguments[-1])
+        return look_at_volumes(*arguments)
+
+    monkeypatch.setattr("medvisionllama.run.look_at_volumes", look)
+    train_run(experiment(phantom, steps=2), tmp_path / "run", machine)
+    assert seen == [Room(4.0, machine.cache / "passing")] * 2
 
 
 def test_going_on_with_other_settings_is_refused(phantom: Path, machine: Machine, tmp_path: Path) -> None:

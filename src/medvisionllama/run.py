@@ -24,7 +24,7 @@ from medvisionllama.listener import Listener, Silent
 from medvisionllama.machine import Machine
 from medvisionllama.models.medvisionllama import ModelConfig
 from medvisionllama.models.network import Network, build_network
-from medvisionllama.predict import look_at_volumes
+from medvisionllama.predict import MEMORY_GB, Room, look_at_volumes
 from medvisionllama.processes import Processes
 from medvisionllama.provenance import environment, parameters, stages
 from medvisionllama.recipe import Recipe
@@ -130,8 +130,11 @@ def train_run(
     if first:
         write_json(run.environment, environment(machine.device, command) | {"processes": processes.count})
 
+    # What a training was planned for, validating gets too: stored, so that a resumed run has it as well.
+    room = Room(MEMORY_GB if plan.batch_size is None else min(MEMORY_GB, about), machine.cache / "passing")
+
     def validate(trained: nn.Module) -> Validated:
-        look = look_at_volumes(trained, plan, to_validate, recipe.loss, machine.device, recipe.dtype)
+        look = look_at_volumes(trained, plan, to_validate, recipe.loss, machine.device, recipe.dtype, room)
         return Validated(look.dice, look.loss)
 
     outcome = train(
