@@ -456,6 +456,14 @@ def test_a_class_that_would_become_two_others_is_refused() -> None:
         (["femur_l", "femur_r"], Mirroring(swaps=((1, 2),))),
         (["rib_left_1", "rib_left_2", "rib_right_2", "rib_right_1"], Mirroring(swaps=((1, 4), (2, 3)))),
         (["kidneyLeft", "kidneyRight"], Mirroring(swaps=((1, 2),))),
+        (["spleen", "rkid", "lkid"], Mirroring(swaps=((2, 3),))),
+        (["LKidney", "RKidney", "RAG", "LAG"], Mirroring(swaps=((1, 2), (3, 4)))),
+        (["ctx-lh-insula", "ctx-rh-insula"], Mirroring(swaps=((1, 2),))),
+        (["lkid", "rkid", "kid"], Mirroring(swaps=((1, 2),))),
+        (["kidney", "lkidney"], Mirroring((1, 2))),
+        (["RV", "MYO", "LV"], Mirroring((1, 2))),
+        (["L1", "L2", "R1"], Mirroring((1, 2))),
+        (["L1", "L2", "lung", "rectum", "liver", "rib", "", "1"], Mirroring()),
         (["left atrium"], Mirroring((1, 2))),
         (["kidney_left", "kidney_right", "left ventricle"], Mirroring((1, 2))),
         (["Anterior", "Posterior", "liver", "cleft", "bright_spot", "colour"], Mirroring()),
@@ -463,6 +471,20 @@ def test_a_class_that_would_become_two_others_is_refused() -> None:
 )
 def test_names_tell_which_classes_change_sides(names: list[str], expected: Mirroring) -> None:
     assert mirroring_of(dict(enumerate(names, start=1))) == expected
+
+
+@pytest.mark.parametrize(
+    ("mirroring", "told"),
+    [
+        (Mirroring(), "mirrored along I, J, K; no pairs change sides"),
+        (Mirroring(swaps=((1, 2),)), "mirrored along I, J, K; 1 pair changes sides"),
+        (Mirroring((0, 2), ((1, 2), (3, 4))), "mirrored along I, K; 2 pairs change sides"),
+        (Mirroring((1, 2)), "mirrored along J, K"),
+        (Mirroring(()), "not mirrored"),
+    ],
+)
+def test_mirroring_is_told(mirroring: Mirroring, told: str) -> None:
+    assert str(mirroring) == told
 
 
 KIDNEYS = {"kidney_left": (1, 3), "kidney_right": (2, 4), "tumour": (3, 4)}

@@ -20,6 +20,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _check(options: argparse.Namespace) -> int:
     from medvisionllama.data.check import check_task
+    from medvisionllama.data.decathlon import parse_task
     from medvisionllama.run_folder import to_json
 
     report = check_task(options.dataset, progress=teller_of().counted("Checking"))
@@ -30,5 +31,7 @@ def _check(options: argparse.Namespace) -> int:
             print(f"error  {finding.case}: {finding.file}: {finding.fault}. {finding.mend}")
         for note in report.notes:
             print(f"note   {note}")
+        if report.cases:
+            print(parse_task(options.dataset).sides)
         print(f"{report.cases} cases, {len(report.errors)} errors, {len(report.notes)} notes")
     return FAULTS_FOUND if report.errors else DONE

@@ -48,6 +48,7 @@ def _plan(options: argparse.Namespace) -> int:
     fitted = experiment.fitted_to(plan)
     write_plan(plan, options.out)
     print(f"{plan.task}: {plan.training_cases} training cases, window {plan.window}, spacing {plan.spacing_mm} mm")
+    print(plan.numbered_mirroring)
     batch, about = fitted.recipe.batch_size, fitted.memory_gb(plan.window)
     print(f"{options.model}: batches of {batch}, about {about:.2g} GB to train")
     return DONE

@@ -13,8 +13,11 @@ from types import MappingProxyType
 
 from medvisionllama.errors import InputError
 
-_SIDE = re.compile(r"(?<![^\W_])(left|right|lt|rt|l|r)(?![^\W_])")
-_OTHER_SIDE = {"left": "right", "lt": "rt", "l": "r"} | {"right": "left", "rt": "lt", "r": "l"}
+_SIDE = re.compile(r"(?<![^\W_])(left|right|lt|rt|lh|rh|l|r)(?![^\W_])")
+_OTHER_SIDE = {"left": "right", "lt": "rt", "lh": "rh", "l": "r"} | {"right": "left", "rt": "lt", "rh": "lh", "r": "l"}
+# What must follow a first letter that is to be a side. LV and RV are ventricles that no mirror makes of one another, L1
+# and R1 a vertebra and a rib.
+_PART = re.compile(r"[^\W\d_]{2}")
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,14 @@ class Mirroring:
     axes: tuple[int, ...] = (0, 1, 2)
     swaps: tuple[tuple[int, int], ...] = ()
 
+    def __str__(self) -> str:
+        """Such as ``mirrored along I, J, K; 1 pair changes sides``."""
+        along = (
+            "mirrored along " + ", ".join("IJK"[axis] for axis in sorted(self.axes)) if self.axes else "not mirrored"
+        )
+        pairs = "1 pair changes" if len(self.swaps) == 1 else f"{len(self.swaps) or 'no'} pairs change"
+        return f"{along}; {pairs} sides" if 0 in self.axes else along
+
     def __post_init__(self) -> None:
         if not set(self.axes) <= {0, 1, 2}:
             raise InputError("axes to mirror", got=str(self.axes), expected="of 0, 1 and 2")
@@ -47,6 +58,10 @@ def mirroring_of(
     classes: Mapping[int, str], regions: Mapping[str, Collection[int]] = MappingProxyType({})
 ) -> Mirroring:
     """What names say of sides: ``kidney_left`` and ``kidney_right`` change places.
+
+    A side is a word (left, right, lt, rt, lh, rh, l, r), or the first letter where another name differs in it alone
+    (``lkid`` and ``rkid``). What such a letter says is in doubt in ``LV`` and ``RV``, and in ``kidney`` beside
+    ``lkidney``: I is not mirrored then.
 
     A class that names a side whose counterpart is not there (``left atrium`` alone) would be on the wrong side in a
     mirror, hence no mirroring along I then. Classes that name no side may be mirrored as they are.
@@ -83,7 +98,15 @@ def _agrees(mirroring: Mirroring, regions: Mapping[str, Collection[int]]) -> boo
 def _in_a_mirror(words: str, known: Collection[str]) -> str | None:
     """The name's counterpart; itself where it names no side; None where there is no counterpart among the known."""
     image = _SIDE.sub(lambda found: _OTHER_SIDE[found.group()], words)
-    return image if image in known else None
+    if image != words:
+        return image if image in known else None
+    first, part = words[:1], words[1:]
+    if first not in ("l", "r"):
+        return words
+    image = _OTHER_SIDE[first] + part
+    if image in known:
+        return image if _PART.match(part) else None
+    return None if _PART.match(part) and part in known else words
 
 
 def _words(name: str) -> str:
