@@ -13,8 +13,10 @@ import pytest
 
 import medvisionllama as mvl
 from medvisionllama.cli import main
+from medvisionllama.data.decathlon import read_task
 from medvisionllama.data.nifti import read_label_map, read_volume
 from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
+from medvisionllama.data.splits import make_splits, write_splits
 
 QUICK = ["--model", "vit-u", "--steps", "4", "--model.depth", "1", "--recipe.precision", "float32"]
 
@@ -44,6 +46,7 @@ def run(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_whole_way(phantom: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(phantom)]) == 0
     assert main(["plan", str(phantom), "--out", str(tmp_path / "plan.json")]) == 0
+    assert capsys.readouterr().out.count("mirrored along I, J, K; no pairs change sides\n") == 2
     assert json.loads((tmp_path / "plan.json").read_text()) == json.loads((run / "plan.json").read_text())
     assert main(["predict", str(run), "--part", "test"]) == 0
     assert main(["predict", str(run), str(phantom / "imagesTr"), "--out", str(tmp_path / "masks")]) == 0
@@ -100,6 +103,31 @@ def test_all_folds_are_trained_and_become_one_ensemble(
     assert summary["test"]["cases"] >= 1, "folds are one ensemble, scored once"
     assert (tmp_path / "run" / "test" / "scores.csv").exists()
     assert len(mvl.load(tmp_path / "run").segmenter.members) == 5
+
+
+def test_folds_not_begun_are_as_those_that_are(
+    phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [case.name for case in read_task(phantom).cases]
+    write_splits(make_splits(names, seed=5, folds=2), tmp_path / "splits.json")
+    begin = ["train", str(phantom), "--run", str(tmp_path / "run" / "fold_0"), "--seed", "3", *QUICK]
+    assert main([*begin, "--splits", str(tmp_path / "splits.json")]) == 0
+    go_on = ["train", str(phantom), "--run", str(tmp_path / "run"), "--fold", "all", "--resume"]
+    fresh = tmp_path / "run" / "fold_1"
+    (tmp_path / "other.json").write_text((tmp_path / "splits.json").read_text().replace('"seed": 5', '"seed": 6'))
+    for other in (["--seed", "4"], ["--splits", str(tmp_path / "other.json")], ["--memory-gb", "2"]):
+        assert main([*go_on, *other]) == 2
+        assert not (fresh / "config.yaml").exists()
+    assert main([*go_on, "--seed", "3"]) == 0
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["fold_0", "fold_1"]
+    first, second = ((tmp_path / "run" / f"fold_{n}" / "config.yaml").read_text() for n in range(2))
+    assert first.replace("fold: 0", "fold: 1") == second
+    assert (fresh / "splits.json").read_bytes() == (tmp_path / "run" / "fold_0" / "splits.json").read_bytes()
+    # Begun by itself, a fold must be of its siblings' splits as well.
+    lone = ["train", str(phantom), "--run", str(tmp_path / "run" / "fold_2"), *QUICK]
+    capsys.readouterr()
+    assert main(lone) == 2
+    assert "other splits" in capsys.readouterr().err
 
 
 BAD = {

@@ -117,6 +117,21 @@ def test_the_plan_sizes_the_networks_ends() -> None:
     assert merged.out_channels == 1
 
 
+@pytest.mark.parametrize("name", ["vit-u", "vit-baseline", "medvisionllama", "dynunet"])
+@pytest.mark.parametrize("length", [{"epochs": 3}, {"steps": 11}])
+def test_an_experiment_fitted_to_one_folds_plan_fits_anothers_as_if_it_came_fresh(
+    name: str, length: dict[str, int], tmp_path: Path
+) -> None:
+    one = Plan("native", "t", (64, 64, 32), (1.0, 1.0, 3.0), (IntensityRule("zscore"),), {1: "a"}, 20, (64, 64, 32))
+    one = replace(one, stem_strides=((2, 2, 1), (2, 2, 2), (2, 2, 2)))
+    other = replace(one, window=(64, 32, 32), training_cases=13, stem_strides=((2, 2, 2),) * 3)
+    assert one.patch_size != other.patch_size
+    start = make_experiment(tmp_path, model=name, **length)
+    stored = start.fitted_to(one).lasting(one.training_cases)
+    fresh = replace(start, fold=2).fitted_to(other).lasting(other.training_cases)
+    assert stored.of_fold(2, one).fitted_to(other).lasting(other.training_cases) == fresh
+
+
 @pytest.mark.parametrize("text", ["", "- a list", "model: [", "format: 1\nnonsense: 2"])
 def test_a_damaged_config_is_told(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)

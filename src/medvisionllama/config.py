@@ -103,6 +103,22 @@ class Experiment:
         half = self.recipe.precision == "bfloat16"
         return training_memory_gb(self.model, window, self.recipe.batch_size, half_precision=half)
 
+    def of_fold(self, fold: int, plan: Plan) -> Experiment:
+        """The experiment for another fold: what it took from its own plan is left for that fold's plan to say.
+
+        Args:
+            fold: The other.
+            plan: What this one was fitted to.
+        """
+        recipe, model = self.recipe, self.model
+        if recipe.steps == recipe.epochs * -(-plan.training_cases // recipe.batch_size):
+            recipe = replace(recipe, steps=0)
+        if isinstance(model, ModelConfig) and isinstance(named := network_named(self.model_name), ModelConfig):
+            even = replace(model, patch_size=named.patch_size, stem_strides=named.stem_strides)
+            if replace(even, **_way_down(even, plan)) == model:
+                model = even
+        return replace(self, fold=fold, recipe=recipe, model=model)
+
     def lasting(self, training_cases: int) -> Experiment:
         """The experiment with epochs turned into steps, once the number of training cases is known."""
         if self.recipe.steps:

@@ -210,11 +210,54 @@ def _planned(experiment: Experiment | None, run: RunFolder, splits: Splits | Non
     names = [case.name for case in task.cases]
     splits = splits or make_splits(names)
     splits.verify(names)
+    _refuse_siblings_splits(run, splits)
     training = task.named(splits.training(experiment.fold, experiment.fraction))
     plan = make_plan(task, training, protocol=experiment.protocol, grid=experiment.grid)
     if memory_gb is not None:
         plan = experiment.within(memory_gb, plan)
     return _Setup(experiment.fitted_to(plan), task, splits, plan)
+
+
+def _refuse_siblings_splits(run: RunFolder, splits: Splits) -> None:
+    """Make sure that all folds of a folder are parts of one split: their ensemble is judged by what none trained on.
+
+    Raises:
+        InputError: Another fold beside this run has other splits.
+    """
+    if not run.path.name.startswith("fold_"):
+        return
+    for fold in RunFolder(run.path.parent).folds():
+        if fold.splits.exists() and read_splits(fold.splits).to_dict() != splits.to_dict():
+            raise InputError(
+                f"{fold.splits} holds other splits than {run.path.name} is to have",
+                mend="Give it that file by --splits, or name another folder.",
+            )
+
+
+def like_sibling(
+    sibling: RunFolder, asked: Experiment, named: Collection[str], memory_gb: float | None = None
+) -> Experiment:
+    """The experiment of a fold that is begun, for another that is not.
+
+    Args:
+        sibling: The fold that is begun.
+        asked: What was asked for, for the fold that is to begin.
+        named: Which of its settings must be the sibling's own (see :func:`refuse_other`).
+        memory_gb: What it is to be planned for.
+
+    Raises:
+        InputError: A setting that was named differs, the sibling is not understood, or one of the two alone is
+            planned for a memory.
+    """
+    sibling.refuse_other_version()
+    stored, plan = read_experiment(sibling.config), read_plan(sibling.plan)
+    refuse_other(stored, asked, [name for name in named if name != "fold"], str(sibling.config))
+    if (plan.batch_size is None) != (memory_gb is None):
+        raise InputError(
+            f"{sibling.path} was planned {'for no' if plan.batch_size is None else 'for a'} certain memory",
+            mend="Leave out --memory-gb." if plan.batch_size is None else "Give the same --memory-gb again.",
+        )
+    return stored.of_fold(asked.fold, plan)
 
 
 def _stored(run: RunFolder, asked: Experiment | None, named: Collection[str] | None, splits: Splits | None) -> _Setup:

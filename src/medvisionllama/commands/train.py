@@ -23,6 +23,7 @@ from medvisionllama.commands.printing import tell_scores
 if TYPE_CHECKING:
     from medvisionllama.machine import Machine
     from medvisionllama.recorders import Recording
+    from medvisionllama.run_folder import RunFolder
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -35,7 +36,9 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--block", help="language block: a name of `blocks list`, a hub id, or a folder")
     parser.add_argument("--protocol", choices=("native", "paper"), default="native")
     parser.add_argument("--grid", type=positive, default=128, help="edge of the paper protocol's grid")
-    parser.add_argument("--recipe", help="native, native-long, nnunet, paper-v1, paper-v2, or a YAML file (default: by protocol)")
+    parser.add_argument(
+        "--recipe", help="native, native-long, nnunet, paper-v1, paper-v2, or a YAML file (default: by protocol)"
+    )
     parser.add_argument("--splits", type=Path, help="splits.json (default: drawn with seed 0)")
     parser.add_argument(
         "--patient", metavar="PATTERN", help="regular expression that finds the patient in a case's name"
@@ -88,10 +91,15 @@ def _train_folds(options: argparse.Namespace, machine: Machine) -> dict[str, dic
     from medvisionllama.config import make_experiment
     from medvisionllama.data.decathlon import read_task
     from medvisionllama.data.splits import make_splits, read_splits
-    from medvisionllama.run import train_run
+    from medvisionllama.run import like_sibling, train_run
 
     names = [case.name for case in read_task(options.dataset).cases]
     splits = read_splits(options.splits) if options.splits else make_splits(names, patient_of=options.patient)
+    named = _named_settings(options)
+    asked_splits = bool(options.splits or options.patient)
+    sibling = _begun(options.folder) if options.resume and options.fold == "all" else None
+    if sibling is not None and not asked_splits:
+        splits = read_splits(sibling.splits)
     folds = range(len(splits.folds)) if options.fold == "all" else [whole(options.fold, "--fold")]
     summaries: dict[str, dict[str, Any]] = {}
     for fold in folds:
@@ -115,21 +123,30 @@ def _train_folds(options: argparse.Namespace, machine: Machine) -> dict[str, dic
         listener = _listener(options, folder, machine)
         fresh = not (options.resume and (folder / "config.yaml").exists())
         try:
+            if sibling is not None and fresh:
+                experiment = like_sibling(sibling, experiment, named, options.memory_gb)
             summaries[folder.name] = train_run(
                 experiment,
                 folder,
                 machine,
-                splits=splits if fresh or options.splits or options.patient else None,
+                splits=splits if fresh or asked_splits else None,
                 max_minutes=options.max_minutes,
                 memory_gb=options.memory_gb,
                 resume=options.resume,
-                named=_named_settings(options),
+                named=named,
                 command=options.typed,
                 listener=listener,
             )
         finally:
             listener.close()
     return summaries
+
+
+def _begun(folder: Path) -> RunFolder | None:
+    """The first fold that an interrupted command began: those it did not come to are to be like it."""
+    from medvisionllama.run_folder import RunFolder
+
+    return next((run for run in RunFolder(folder).folds() if run.config.exists()), None)
 
 
 def _listener(options: argparse.Namespace, folder: Path, machine: Machine) -> Recording:
