@@ -103,6 +103,30 @@ def test_many_tokens_in_bfloat16_take_our_gradient(monkeypatch: pytest.MonkeyPat
     assert asked == [1025]
 
 
+def test_only_what_the_kernel_takes_for_granted_takes_our_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Called by its inner name, the kernel reads strides of 1 into any memory, and gives nonsense for others."""
+    asked: list[None] = []
+    own = attention_gradient.attend
+    monkeypatch.setattr(attention, "attend", lambda *them: asked.append(None) or own(*them))
+    *inputs, _ = heads(1030, 1.0, torch.bfloat16)
+    inputs = [one.requires_grad_() for one in inputs]
+    wanted = attention.bidirectional_attention(nn.Module(), *inputs, None, 0.25)[0]
+    assert len(asked) == 1, "the control: as they are they take it"
+    for strange in range(3):
+        them = list(inputs)
+        them[strange] = them[strange].transpose(2, 3).contiguous().transpose(2, 3)  # the same numbers, D strides N
+        found = attention.bidirectional_attention(nn.Module(), *them, None, 0.25)[0]
+        torch.testing.assert_close(found, wanted, atol=0.01, rtol=0.02)
+    narrow = inputs[2][..., :8]
+    found = attention.bidirectional_attention(nn.Module(), *inputs[:2], narrow, None, 0.25)[0]
+    torch.testing.assert_close(found, wanted[..., :8], atol=0.01, rtol=0.02)
+    short = [one[:, :, :500] for one in inputs[1:]]
+    exact = plain(*(one.double() for one in (inputs[0], *short)), 0.25).transpose(1, 2)
+    found = attention.bidirectional_attention(nn.Module(), inputs[0], *short, None, 0.25)[0]
+    torch.testing.assert_close(found.double(), exact, atol=0.01, rtol=0.02)
+    assert len(asked) == 1
+
+
 @pytest.mark.parametrize("activation", ["silu", "gelu_pytorch_tanh"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gated_unit_gives_autograds_bits_and_keeps_its_inputs_alone(

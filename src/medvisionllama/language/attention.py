@@ -77,10 +77,15 @@ def is_exported() -> bool:
 
 
 def _wants_own_gradient(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether the fused kernel's backward pass is the slower one: with bfloat16 on a CPU, and many tokens."""
+    """Whether the fused kernel's backward pass is the slower one: with bfloat16 on a CPU, and many tokens.
+
+    The kernel is then called by its inner name, which checks nothing; what it takes for granted is asked here.
+    """
+    three = query, key, value
     return (
         query.device.type == "cpu"
-        and query.dtype == torch.bfloat16
+        and all(one.dtype == torch.bfloat16 and one.stride(-1) == 1 for one in three)
+        and all(one.shape[2:] == query.shape[2:] for one in three)
         and query.shape[2] > _MATMUL_TOKENS_AT_MOST
         and torch.is_grad_enabled()
         and (query.requires_grad or key.requires_grad or value.requires_grad)
