@@ -148,6 +148,27 @@ def test_memory_limits_the_processes_and_too_little_is_told(
     assert module.available_memory() == largest - 1
 
 
+def test_a_control_group_gives_less_than_the_machine_has(tmp_path: Path) -> None:
+    def say(path: str, text: str) -> None:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+
+    assert module.available_memory(tmp_path) is None
+    say("proc/meminfo", "MemTotal: 90 kB\nMemAvailable:    50 kB\n")
+    say("proc/self/cgroup", "4:memory:/old\n0::/job/step\n")
+    assert module.available_memory(tmp_path) == 50 * 1024
+    say("sys/fs/cgroup/job/step/memory.max", "max\n")
+    say("sys/fs/cgroup/job/step/memory.current", "1024\n")
+    assert module.available_memory(tmp_path) == 50 * 1024, "no limit"
+    say("sys/fs/cgroup/job/memory.max", "40960\n")
+    say("sys/fs/cgroup/job/memory.current", "30720\n")
+    assert module.available_memory(tmp_path) == 10 * 1024, "the group it is in"
+    say("sys/fs/cgroup/job/step/memory.max", "2048\n")
+    assert module.available_memory(tmp_path) == 1024
+    say("proc/meminfo", "MemAvailable: 0 kB\n")
+    assert module.available_memory(tmp_path) == 0, "the smaller counts"
+
+
 def test_little_work_is_not_shared(task: Task, plan: Plan) -> None:
     assert module._affordable([module._Need.of(case, plan) for case in task.cases], 8) == 1
 

@@ -247,14 +247,32 @@ def _affordable(needs: Sequence[_Need], processes: int) -> int:
     return min(processes, len(needs), in_memory)
 
 
-def available_memory() -> int | None:
-    """Bytes that can be used without swapping, as Linux tells them; None elsewhere."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that can be used without swapping, as Linux tells them; None elsewhere.
+
+    A container or a job may be given less than the machine has: its control group (version 2) counts, where it says.
+
+    Args:
+        root: Where ``proc`` and ``sys`` lie.
+    """
+    lines = _text(root / "proc/meminfo").splitlines()
     found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return found[0] if found else None
+    groups = [line[3:] for line in _text(root / "proc/self/cgroup").splitlines() if line.startswith("0::")]
+    for group in groups:
+        folder = root / "sys/fs/cgroup" / group.lstrip("/")
+        for level in (folder, *folder.parents):  # a group has no more than the one it is in
+            most, used = _text(level / "memory.max").strip(), _text(level / "memory.current").strip()
+            if most.isdigit() and used.isdigit():
+                found.append(max(0, int(most) - int(used)))
+    return min(found, default=None)
+
+
+def _text(path: Path) -> str:
+    """What a file of the kernel says; nothing where it is not there."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
 
 
 class _Pool:
