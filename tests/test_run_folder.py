@@ -1,6 +1,8 @@
 import csv
 import json
 import math
+import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -239,6 +241,24 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_litter(tmp_path: Path) 
         interrupt()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_lasting_file_is_on_the_disk_before_the_old_one_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, seen = tmp_path / "file", []
+    path.write_text("old")
+    fsync = os.fsync
+
+    def noted(opened: int) -> None:
+        seen.append((stat.S_ISDIR(os.fstat(opened).st_mode), path.read_text()))
+        fsync(opened)
+
+    monkeypatch.setattr("os.fsync", noted)
+    with whole_file(path, lasting=True) as part:
+        part.write_text("new")
+    assert seen == [(False, "old"), (True, "new")]
+    with whole_file(path) as part:
+        part.write_text("newer")
+    assert len(seen) == 2, "whatever else is written need not wait"
 
 
 def test_nobody_sees_a_file_before_it_is_whole(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from medvisionllama.averaging import WeightAverage
+from medvisionllama.checkpoint import load_tensors, save_tensors
 from medvisionllama.data.augment import AugmentConfig
 from medvisionllama.data.dataset import BatchSource, PreparedCase
 from medvisionllama.errors import InputError
@@ -388,3 +389,26 @@ def test_resuming_without_a_checkpoint_is_told(tmp_path: Path) -> None:
         train(
             network(), source(), recipe(), RunFolder(tmp_path), device=CPU, left_out=set(), notes={}, resume=True
         )  # fmt: skip
+
+
+def test_a_checkpoint_follows_each_validation(tmp_path: Path) -> None:
+    """So what validating cost is not paid again, however seldom checkpoints are written else."""
+    what, seen = recipe(steps=6, validations=3), []
+
+    def validate(model: torch.nn.Module) -> Validated:
+        state = RunFolder(tmp_path).checkpoint_state
+        seen.append(json.loads(state.read_text())["step"] if state.exists() else None)
+        return Validated({"mean": 0.5})
+
+    fit(network(), what, tmp_path, validate=validate, checkpoint_seconds=1e9)
+    assert seen == [None, 2, 4]
+    assert json.loads(RunFolder(tmp_path).checkpoint_state.read_text())["step"] == 6
+
+
+def test_a_checkpoint_with_unknown_notes_is_told(tmp_path: Path) -> None:
+    what = recipe(steps=2, validations=1)
+    fit(network(), what, tmp_path, validate=lambda model: Validated({"mean": 0.5}))
+    tensors, notes = load_tensors(tmp_path / "checkpoint.safetensors")
+    save_tensors(tmp_path / "checkpoint.safetensors", tensors, notes | {"mood": "good"})
+    with pytest.raises(InputError, match=r"not understood.*mood"):
+        fit(network(), what, tmp_path, resume=True)

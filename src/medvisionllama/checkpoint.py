@@ -25,7 +25,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, 
         InputError: The folder cannot be written, or has no room.
     """
     content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {NOTES: json.dumps(notes)})
-    with whole_file(path) as part:
+    with whole_file(path, lasting=True) as part:
         part.write_bytes(content)  # safetensors' own writing would leave the file to its owner alone
 
 

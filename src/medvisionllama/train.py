@@ -6,7 +6,6 @@ ends as one that was not.
 
 from __future__ import annotations
 
-import copy
 import math
 import signal
 import threading
@@ -134,7 +133,7 @@ def train(
         observe: What else a log entry says of the step just made.
         report: Told every log entry.
         resume: Go on from the checkpoint.
-        checkpoint_seconds: At least this long between checkpoints.
+        checkpoint_seconds: At least this long between checkpoints; each validation is followed by one all the same.
         processes: Those that train together.
 
     Raises:
@@ -182,7 +181,8 @@ def train(
                 run.append_log(entry)
                 report(entry)
         state.seconds = time.perf_counter() - started
-        if interrupted or time.perf_counter() - saved_at > checkpoint_seconds:
+        # What validating cost is not to be paid again, least of all after the last step: what is left is to score.
+        if interrupted or done in validations or time.perf_counter() - saved_at > checkpoint_seconds:
             files.save(state)
             saved_at = time.perf_counter()
         if interrupted:
@@ -288,7 +288,8 @@ def seconds_per_step(
 
     The fastest counts: the first ones warm caches, and on a busy machine the others tell of its neighbours.
     """
-    before = copy.deepcopy(model.state_dict())
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    before = {name: tensor.clone() for name, tensor in model_tensors(model, frozen).items()}
     optimizer = make_optimizer(model, recipe)
     joined = processes.joined(model)
     model.train()
@@ -297,7 +298,7 @@ def seconds_per_step(
         started = time.perf_counter()
         train_step(joined, optimizer, batches, recipe, step, device, processes)
         times.append(time.perf_counter() - started)
-    model.load_state_dict(before)
+    put_model_tensors(model, before, frozen)
     return processes.of_first(min(times))[0]
 
 
@@ -396,7 +397,14 @@ class _Files:
         put_optimizer_tensors(self.optimizer, {n: t for n, t in tensors.items() if n.startswith("optimizer.")})
         if self.average is not None:
             self.average.put(_under("average.", tensors))
-        return _State(**notes)
+        try:
+            return _State(**notes)
+        except TypeError as error:
+            raise InputError(
+                f"{self.run.checkpoint} is not understood",
+                got=str(error),
+                mend="Go on with the version of medvisionllama that wrote it, or train again in another folder.",
+            ) from error
 
 
 def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
