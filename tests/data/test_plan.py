@@ -119,6 +119,8 @@ def test_windows_are_multiples_of_8_that_can_be_borne(median: list[int]) -> None
     assert all(size % 8 == 0 and size >= 8 for size in window)
     assert np.prod(window) <= MOST_WINDOW_VOXELS
     rounded = [-(-size // 8) * 8 for size in median]
+    if rounded == [8, 8, 8]:
+        rounded = [16, 8, 8]  # one token alone could not be normalised
     assert all(w <= r for w, r in zip(window, rounded, strict=True))
     if np.prod(rounded) <= MOST_WINDOW_VOXELS:
         assert list(window) == rounded
@@ -313,7 +315,7 @@ def test_channels_in_files_of_their_own_are_counted(tmp_path: Path) -> None:
 def test_a_flat_case_can_be_planned(tmp_path: Path, shape: Shape) -> None:
     plan = planned(tmp_path, [written_case(tmp_path, "flat", np.zeros(shape))])
     assert plan.median_shape == shape
-    assert plan.window == tuple(8 if size <= 8 else 16 for size in shape)
+    assert plan.window == (16, 8, 8)  # never one token alone
 
 
 def thin(folder: Path, *millimetres: float, slices: int = 11) -> Plan:
@@ -358,6 +360,19 @@ def test_windows_are_whole_patches_and_tokens_are_bounded(spacing: list[float], 
     assert np.prod(window) <= min(MOST_WINDOW_VOXELS, MOST_TOKENS * np.prod(patch))
     lengths = np.array(spacing) * patch
     assert lengths.max() / lengths.min() <= max(2, max(spacing) / min(spacing))
+
+
+@pytest.mark.parametrize(
+    ("median", "patch", "expected"),
+    [
+        ((5, 8, 1), (8, 8, 8), (16, 8, 8)),
+        ((5, 8, 1), (8, 8, 1), (8, 8, 2)),  # where it costs least
+        ((5, 8, 2), (8, 8, 1), (8, 8, 2)),  # negative control: two tokens are enough
+        ((9, 8, 8), (8, 8, 8), (16, 8, 8)),
+    ],
+)
+def test_a_window_is_never_one_token(median: Shape, patch: Shape, expected: Shape) -> None:
+    assert _window(median, patch) == expected
 
 
 def test_sides_and_regions_come_from_the_task(tmp_path: Path) -> None:
@@ -413,7 +428,9 @@ def test_what_is_planned_fits_and_more_would_not(memory_gb: float) -> None:
 
 
 def test_too_little_memory_is_refused() -> None:
-    with pytest.raises(InputError, match=r"\(8, 8, 16\) does not fit: got about 1 GB for a batch of 2, expected 0.5 GB"):
+    with pytest.raises(
+        InputError, match=r"\(8, 8, 16\) does not fit: got about 1 GB for a batch of 2, expected 0.5 GB"
+    ):
         fitted_to_memory(LARGE, 0.5, per_voxel)
 
 

@@ -426,10 +426,16 @@ def _planned_grid(task: Task, case: Case) -> Grid:
 
 
 def _window(median: Shape, patch: Shape) -> Shape:
-    """The median size rounded up to whole patches, then shrunk along its longest axis until it can be borne."""
+    """The median size rounded up to whole patches, then shrunk along its longest axis until it can be borne.
+
+    Images of one patch alone are given a second one: a batch of single tokens could not be normalised.
+    """
     window = whole_patches(median, patch)
     while math.prod(window) > min(MOST_WINDOW_VOXELS, MOST_TOKENS * math.prod(patch)):
         window = shrunk(window, patch)
+    if math.prod(window) < FEWEST_TOKENS * math.prod(patch):
+        finest = patch.index(min(patch))  # images are padded, here by as little as can be
+        window = _shape(edge * FEWEST_TOKENS if axis == finest else edge for axis, edge in enumerate(window))
     return window
 
 
