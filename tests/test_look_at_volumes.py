@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from medvisionllama.data.dataset import PreparedCase
 from medvisionllama.data.plan import IntensityRule, Plan
 from medvisionllama.losses import segmentation_loss
-from medvisionllama.predict import look_at_volumes
+from medvisionllama.predict import _pairs, look_at_volumes
 from medvisionllama.sliding_window import sliding_window
 
 CPU = torch.device("cpu")
@@ -66,6 +66,19 @@ def test_what_is_nowhere_counts_for_nothing() -> None:
     at_background, at_a = np.exp(-3.0 * np.array([0, 1, 4, 9])), np.exp(-3.0 * np.array([1, 0, 1, 4]))
     expected = np.mean([-np.log(at_background[0] / at_background.sum()), -np.log(at_a[1] / at_a.sum())])
     assert look.loss == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("ignored", [None, 255])
+def test_counting_pairs_once_gives_what_masks_of_every_target_give(ignored: int | None) -> None:
+    draw = np.random.default_rng(0)
+    found, label = draw.choice([0, 1, 2, 7, 254, 255], (2, 9, 5, 7)).astype(np.uint8)
+    pairs = _pairs(found, label, ignored)
+    counts = np.ones(label.shape, bool) if ignored is None else label != ignored
+    for numbers in [(1,), (2, 7), (1, 2, 254), (3,), (1, 255)][: None if ignored is None else -1]:
+        a, b = np.isin(found, numbers) & counts, np.isin(label, numbers)
+        assert pairs[list(numbers)].sum() == a.sum()
+        assert pairs[:, list(numbers)].sum() == b.sum()
+        assert pairs[np.ix_(numbers, numbers)].sum() == (a & b).sum()
 
 
 class Always(nn.Module):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medvisionllama.data.dataset import PreparedCase
@@ -225,17 +226,29 @@ def look_at_volumes(
         of_case = LossOfPieces(loss, plan.reading)
         found = choices_on(sweeps, plan.out_channels, partial(_add_piece, of_case, sweeps[0].sweep, case.label))
         losses.append(of_case.value())
-        counts = np.ones_like(case.label, dtype=bool)
-        if plan.reading.ignored is not None:
-            counts = case.label != plan.reading.ignored
+        pairs = _pairs(found, case.label, plan.reading.ignored)
         for name, numbers in plan.numbered_targets.items():
-            a, b = np.isin(found, numbers) & counts, np.isin(case.label, numbers)
-            if voxels := int(a.sum()) + int(b.sum()):
-                by_class[name].append(2 * int((a & b).sum()) / voxels)
+            if voxels := int(pairs[list(numbers)].sum()) + int(pairs[:, list(numbers)].sum()):
+                by_class[name].append(2 * int(pairs[np.ix_(numbers, numbers)].sum()) / voxels)
     means = {name: float(np.mean(values)) if values else float("nan") for name, values in by_class.items()}
     known = [value for value in means.values() if not np.isnan(value)]
     means["mean"] = float(np.mean(known)) if known else float("nan")
     return Look(means, float(np.mean(losses)) if losses else float("nan"))
+
+
+def _pairs(found_IJK: Array, label_IJK: Array, ignored: int | None) -> NDArray[np.int64]:
+    """``(256,256)``: at how many voxels one number was found where the label map holds another; none where ignored.
+
+    Plane by plane, so that what is counted in stays small.
+    """
+    numbers = 256  # of uint8
+    counts = np.zeros(numbers**2, dtype=np.int64)
+    for found, label in zip(found_IJK, label_IJK, strict=True):
+        counts += np.bincount((found.astype(np.intp) * numbers + label).ravel(), minlength=numbers**2)
+    pairs = counts.reshape(numbers, numbers)
+    if ignored is not None:
+        pairs[:, ignored] = 0
+    return pairs
 
 
 def _add_piece(loss: LossOfPieces, sweep: Sweep, label: Array, place: Place) -> None:
