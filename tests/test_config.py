@@ -1,5 +1,6 @@
 """Experiments as values: names, files, overrides."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,6 +131,20 @@ def test_an_experiment_fitted_to_one_folds_plan_fits_anothers_as_if_it_came_fres
     stored = start.fitted_to(one).lasting(one.training_cases)
     fresh = replace(start, fold=2).fitted_to(other).lasting(other.training_cases)
     assert stored.of_fold(2, one).fitted_to(other).lasting(other.training_cases) == fresh
+
+
+def test_memory_is_planned_for_one_processs_share_and_a_typed_batch_stays(tmp_path: Path) -> None:
+    plan = Plan(
+        "native", "t", (64, 64, 64), (1.0, 1.0, 1.0), (IntensityRule("zscore"),), {1: "a"}, 400, (160, 160, 160)
+    )
+    start = make_experiment(tmp_path, model="vit-u", overrides=("--recipe.batch_size", "12"))
+    alone, three = start.within(4.0, plan), start.within(4.0, plan, 3)
+    assert alone.batch_size is not None
+    assert three == replace(alone, batch_size=3 * alone.batch_size)
+    own, shared = start.within(4.0, plan, own_batch=True), start.within(4.0, plan, 3, own_batch=True)
+    assert own.batch_size == shared.batch_size == 12
+    assert start.fitted_to(own).memory_gb(own.window) <= 4.0
+    assert math.prod(own.window) < math.prod(shared.window), "a third of the batch leaves room for larger windows"
 
 
 @pytest.mark.parametrize("text", ["", "- a list", "model: [", "format: 1\nnonsense: 2"])

@@ -158,6 +158,22 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     assert [e["loss"] for e in logs[0]] == [e["loss"] for e in logs[1]]
 
 
+def test_what_counts_when_a_run_begins_is_told_to_change_nothing_later(
+    phantom: Path, machine: Machine, tmp_path: Path
+) -> None:
+    told: list[str] = []
+
+    class Notes(Silent):
+        def note(self, text: str) -> None:
+            told.append(text)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_run(experiment(phantom, steps=20), tmp_path, machine, listener=Stop(10))
+    train_run(None, tmp_path, machine, resume=True, max_minutes=1.0, memory_gb=1.0, listener=Notes())
+    assert "change nothing" in told[0]
+    assert read_experiment(tmp_path / "config.yaml").recipe.steps == 20
+
+
 def test_a_finished_run_is_left_as_it_is(phantom: Path, trained: Path, machine: Machine) -> None:
     before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
     summary = train_run(None, trained, machine, resume=True)

@@ -85,18 +85,27 @@ class Experiment:
         except ValueError as error:
             raise InputError(f"{self.model_name} does not fit the plan", got=str(error)) from error
 
-    def within(self, memory_gb: float, plan: Plan) -> Plan:
+    def within(self, memory_gb: float, plan: Plan, processes: int = 1, *, own_batch: bool = False) -> Plan:
         """The plan with window and batch as large as the network's training can bear.
+
+        Args:
+            memory_gb: Of each process's device.
+            plan: What was planned without regard to memory.
+            processes: Those that share a batch evenly.
+            own_batch: Whether the recipe's batch stays, so that the window alone is planned.
 
         Raises:
             InputError: Nothing fits.
         """
+        own_share = -(-self.recipe.batch_size // processes)
 
-        def needed_gb(window: Shape, batch_size: int) -> float:
-            fitted = self.fitted_to(replace(plan, window=window, batch_size=batch_size))
-            return fitted.memory_gb(window)
+        def needed_gb(window: Shape, share: int) -> float:
+            size = own_share if own_batch else share
+            return self.fitted_to(replace(plan, window=window, batch_size=size)).memory_gb(window)
 
-        return fitted_to_memory(plan, memory_gb, needed_gb)
+        planned = fitted_to_memory(plan, memory_gb, needed_gb)
+        shares = (planned.batch_size or 1) * processes
+        return replace(planned, batch_size=self.recipe.batch_size if own_batch else shares)
 
     def memory_gb(self, window: Shape) -> float:
         """About how many gigabytes a training step takes, once the network is fitted to a plan."""

@@ -58,9 +58,11 @@ def train_run(
         machine: Where to compute.
         splits: Which cases train and validate; None to draw them from seed 0.
         max_minutes: Turned once into a number of steps, which is stored.
-        memory_gb: Of the device: window and batch are planned for it, and stored; None for what any machine can bear.
+        memory_gb: Of each process's device: window and batch are planned for it, and stored; None for what any machine
+            can bear.
         resume: Go on where the folder's checkpoint stands; a finished run is left as it is.
-        named: With ``resume``, which of the experiment's settings must be the folder's own; None for all of them.
+        named: With ``resume``, which of the experiment's settings must be the folder's own; None for all of them. Where
+            ``memory_gb`` is given, a named ``recipe.batch_size`` stays and the window alone is planned.
         command: What the user typed, kept for the page.
         listener: Who is told of the progress.
 
@@ -71,11 +73,19 @@ def train_run(
     run = RunFolder(folder)
     run.refuse_other_version()
     resume = resume and run.config.exists()
-    setup = _stored(run, experiment, named, splits) if resume else _planned(experiment, run, splits, memory_gb)
+    if resume:
+        setup = _stored(run, experiment, named, splits)
+    else:
+        own_batch = "recipe.batch_size" in (named or ())
+        setup = _planned(experiment, run, splits, _Memory(memory_gb, machine.processes.count, own_batch))
     if resume and run.finished:
         listener.note(f"{folder} is finished already")
         finished: dict[str, Any] = read_json(run.summary)
         return finished
+    if resume and not (max_minutes is None and memory_gb is None):
+        listener.note(
+            f"{folder} keeps the window, batch and steps it began with: --memory-gb and --max-minutes change nothing"
+        )
     going_on = resume and run.checkpoint.exists()  # killed before the first one, a run begins again from its start
     processes = machine.processes
     first = processes.rank == 0
@@ -114,7 +124,7 @@ def train_run(
     model.to(machine.device)
     if experiment.init_from is not None and not going_on:
         listener.note(_take_over(model, Path(experiment.init_from)))
-    about = experiment.memory_gb(plan.window)
+    about = replace(experiment, recipe=replace(recipe, batch_size=_share(recipe, processes))).memory_gb(plan.window)
     listener.note(f"window {plan.window}, batch {recipe.batch_size}: about {about:.2g} GB to train")
     watch = NormWatch(model.block) if model.block is not None else None
     if not resume:
@@ -195,7 +205,16 @@ class _Setup:
     plan: Plan
 
 
-def _planned(experiment: Experiment | None, run: RunFolder, splits: Splits | None, memory_gb: float | None) -> _Setup:
+@dataclass(frozen=True)
+class _Memory:
+    """What is planned for: memory of each process's device, if any, and whether the recipe's batch stays."""
+
+    gb: float | None
+    processes: int
+    own_batch: bool
+
+
+def _planned(experiment: Experiment | None, run: RunFolder, splits: Splits | None, memory: _Memory) -> _Setup:
     """A new run's: every case's headers are looked at, then the training part is planned."""
     if run.config.exists():
         unfinished = not run.finished
@@ -213,8 +232,8 @@ def _planned(experiment: Experiment | None, run: RunFolder, splits: Splits | Non
     _refuse_siblings_splits(run, splits)
     training = task.named(splits.training(experiment.fold, experiment.fraction))
     plan = make_plan(task, training, protocol=experiment.protocol, grid=experiment.grid)
-    if memory_gb is not None:
-        plan = experiment.within(memory_gb, plan)
+    if memory.gb is not None:
+        plan = experiment.within(memory.gb, plan, memory.processes, own_batch=memory.own_batch)
     return _Setup(experiment.fitted_to(plan), task, splits, plan)
 
 
