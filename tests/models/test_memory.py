@@ -5,9 +5,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from medvisionllama.losses import segmentation_loss
-from medvisionllama.models.medvisionllama import ModelConfig, build
+from medvisionllama.models.medvisionllama import ModelConfig
 from medvisionllama.models.memory import training_memory_gb
 from medvisionllama.models.middle import MiddleConfig
+from medvisionllama.models.network import NetworkConfig, build_network
+from medvisionllama.models.peers.dynunet import DynUNetConfig
 
 U = ModelConfig(
     in_channels=2,
@@ -20,16 +22,18 @@ U = ModelConfig(
 )
 
 
-def peak_gb(config: ModelConfig, batch_size: int) -> float:
+def peak_gb(config: NetworkConfig, batch_size: int) -> float:
     """What the second step of a training takes at most, by the profiler's account of every allocation."""
-    model = build(config).train()
+    model = build_network(config).train()
     optimizer = torch.optim.AdamW(model.parameters())
     image = torch.randn(batch_size, config.in_channels, *config.input_size)
     label = torch.randint(3, (batch_size, *config.input_size))
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        segmentation_loss(model(image), label, "dice_ce").backward()
+        logits = model(image)
+        outputs = logits if isinstance(logits, tuple) else (logits,)
+        torch.stack([segmentation_loss(output, label, "dice_ce") for output in outputs]).sum().backward()
         optimizer.step()
 
     step()
@@ -51,6 +55,16 @@ def peak_gb(config: ModelConfig, batch_size: int) -> float:
 def test_the_estimate_is_near_what_a_step_takes(batch_size: int, config: ModelConfig) -> None:
     estimated = training_memory_gb(config, config.input_size, batch_size, half_precision=False)
     assert 0.7 < estimated / peak_gb(config, batch_size) < 1.5
+
+
+def test_the_coarser_logits_of_dynunet_are_counted() -> None:
+    config = DynUNetConfig(2, 3, (64, 64, 32), base_features=2, deep_supervision=True)
+    model = build_network(config).train()
+    outputs = model(torch.zeros(1, 2, 64, 64, 32))
+    assert [tuple(output.shape) for output in outputs] == [(1, 3, 64, 64, 32)] * config.full_size_outputs
+    assert config.full_size_outputs > 1
+    estimated = training_memory_gb(config, config.input_size, 2, half_precision=False)
+    assert 0.7 < estimated / peak_gb(config, 2) < 1.5
 
 
 def test_memory_grows_with_window_and_batch_and_shrinks_with_precision() -> None:

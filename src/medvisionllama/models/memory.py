@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from medvisionllama.models.attention import Shape
 from medvisionllama.models.costs import cost_of
 from medvisionllama.models.medvisionllama import ModelConfig
 from medvisionllama.models.network import NetworkConfig
+from medvisionllama.models.peers.dynunet import DynUNetConfig
 
 GB = 1e9
 # Gradient and AdamW's two moments beside each trained weight, all float32.
@@ -39,6 +41,9 @@ def training_memory_gb(config: NetworkConfig, window: Shape, batch_size: int, *,
     cost = cost_of(config, window)
     kept = cost.kept_bytes * (SHARE_IN_HALF_PRECISION if half_precision else 1)
     voxels = math.prod(window)
-    maps = 4 * voxels * (LOSS_MAPS * config.out_channels + IMAGE_MAPS * config.in_channels)
+    outputs = 1
+    if isinstance(config, DynUNetConfig) and config.deep_supervision:
+        outputs = replace(config, input_size=window).full_size_outputs
+    maps = 4 * voxels * (LOSS_MAPS * outputs * config.out_channels + IMAGE_MAPS * config.in_channels)
     weights = cost.weight_bytes + COPIES_OF_TRAINED * 4 * cost.trainable_parameters
     return (weights + batch_size * (kept + maps)) / GB

@@ -68,6 +68,11 @@ class DynUNetConfig:
         """Channels of each level."""
         return tuple(min(MOST_FEATURES, self.base_features * 2**level) for level in range(len(self.strides)))
 
+    @property
+    def full_size_outputs(self) -> int:
+        """How many logits of the window's size there are while training: MONAI stretches the coarser ones to it."""
+        return 1 + max(1, len(self.strides) - 3) if self.deep_supervision else 1
+
 
 class DynUNet(nn.Module):
     """MONAI's network under the names that trainings and pages look for.
