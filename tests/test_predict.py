@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from medvisionllama.data.mirroring import Mirroring
 from medvisionllama.data.phantom import PhantomSettings, phantom_case
 from medvisionllama.data.plan import IntensityRule, Plan
 from medvisionllama.geometry import Volume, to_ras
-from medvisionllama.predict import Member, Room, Segmenter, mirror_axes
+from medvisionllama.predict import Member, Room, Segmenter, _answers_at_once, mirror_axes
+from medvisionllama.sliding_window import mirrored
 
 PLAN = Plan(
     protocol="native",
@@ -212,6 +214,27 @@ def test_which_channel_a_channel_is_in_a_mirror() -> None:
     assert mirror_axes(both) == ((0, 1, 2), [0, 2, 1])
     one = replace(sided, regions={"all": (2, 3, 9), "left": (2,)}, region_values=(9, 2))
     assert mirror_axes(one) == ((1, 2), [0, 1]), "the left one's mirror image has no channel"
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+def test_mirroring_holds_no_more_answers_at_once_than_are_counted(softmax: bool) -> None:
+    values = tuple(PLAN.classes)
+    plan = PLAN if softmax else replace(PLAN, regions={"all": values}, region_values=values[:1])
+    answer = torch.randn(2, 3, 16, 16, 16)
+    ask = mirrored(lambda windows: answer.clone(), (0, 1, 2), sigmoid=not plan.softmax)
+    windows = torch.zeros(2, 1, 1, 1, 1)
+    ask(windows)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        ask(windows)
+    held = most = 0
+    for event in sorted(profiled.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        held += event.nbytes() if event.name() == "[memory]" else 0
+        most = max(most, held)
+    counted = _answers_at_once(Member(LeftAndBright(), plan, mirror=True))
+    assert counted == (4 if softmax else 8)
+    assert most <= 1.01 * counted * answer.numel() * 4
+    assert most > 0.5 * counted * answer.numel() * 4, "nor far fewer"
+    assert _answers_at_once(Member(LeftAndBright(), plan)) == 1
 
 
 def test_mirrored_members_average_over_mirrors() -> None:

@@ -145,17 +145,29 @@ def fine_sweeps(
     sweeps = []
     for member, image in zip(members, prepared_MIJK, strict=True):
         answer = 4 * member.plan.out_channels * math.prod(member.plan.window)
+        copies = _answers_at_once(member)
+        batch_size = max(1, min(MOST_WINDOWS_AT_ONCE, most_bytes // max(8, 2 * copies) // answer))
         sweep = Sweep(
             _network(member, device, precision),
             image.to(device),
             member.plan.window,
             axis,
-            batch_size=max(1, min(MOST_WINDOWS_AT_ONCE, most_bytes // 8 // answer)),
-            most_bytes=most_bytes - answer,
+            batch_size=batch_size,
+            most_bytes=most_bytes - copies * batch_size * answer,
             scratch=room.scratch,
         )
         sweeps.append(FineSweep(sweep, shape or sweep.shape, member.plan.written_numbers))
     return sweeps
+
+
+def _answers_at_once(member: Member) -> int:
+    """How many float32 answers to a batch stand at once where it is mirrored, however often.
+
+    Logits, log-probabilities, their mean so far and the next; sigmoids have the complement's beside each.
+    """
+    if not member.mirror:
+        return 1
+    return 4 if member.plan.softmax else 8
 
 
 def _bands(member: Member, image_MIJK: Tensor) -> list[int]:
