@@ -6,7 +6,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from medvisionllama.losses import segmentation_loss
 from medvisionllama.models.medvisionllama import ModelConfig
-from medvisionllama.models.memory import training_memory_gb
+from medvisionllama.models.memory import LOSS_MAPS, training_memory_gb
 from medvisionllama.models.middle import MiddleConfig
 from medvisionllama.models.network import NetworkConfig, build_network
 from medvisionllama.models.peers.dynunet import DynUNetConfig
@@ -62,9 +62,12 @@ def test_the_coarser_logits_of_dynunet_are_counted() -> None:
     model = build_network(config).train()
     outputs = model(torch.zeros(1, 2, 64, 64, 32))
     assert [tuple(output.shape) for output in outputs] == [(1, 3, 64, 64, 32)] * config.full_size_outputs
-    assert config.full_size_outputs > 1
+    assert config.full_size_outputs == 3
     estimated = training_memory_gb(config, config.input_size, 2, half_precision=False)
-    assert 0.7 < estimated / peak_gb(config, 2) < 1.5
+    peak = peak_gb(config, 2)
+    assert 1 < estimated / peak < 1.5
+    uncounted = 2 * 4 * 64 * 64 * 32 * LOSS_MAPS * 3 * 2 / 1e9
+    assert estimated - uncounted < peak, "negative control: with one output alone it would promise too much"
 
 
 def test_memory_grows_with_window_and_batch_and_shrinks_with_precision() -> None:
