@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from medvisionllama.checkpoint import load_tensors
 from medvisionllama.config import make_experiment
 from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
 from medvisionllama.machine import Machine
@@ -89,7 +90,9 @@ def kill(task: Path, folder: Path, kind: str, at: int, delay: float) -> int:
         os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert process.exitcode == -signal.SIGKILL, f"it was not killed: {kind} at {at}"
-    return steps_done(folder)
+    # Its notes, not the file beside it: death between the two leaves that one a step behind.
+    checkpoint = RunFolder(folder).checkpoint
+    return int(load_tensors(checkpoint)[1]["step"]) if checkpoint.exists() else 0
 
 
 def finish(task: Path, folder: Path) -> float:
@@ -140,7 +143,8 @@ def killed_at(moments: list[tuple[str, int]], task: Path, folder: Path, draw: ra
 def test_killed_three_times(task: Path, whole: Path, tmp_path: Path) -> None:
     moments = [("anywhere", 4), ("half-written", 3), ("validating", 2)]
     reached = killed_at(moments, task, tmp_path / "run", random.Random(0))
-    # The second death is in its third checkpoint; the third in the validation after a step of eight, whose checkpoint is of seven.
+    # The second death is in its third checkpoint; the third in the validation after a step of eight, whose checkpoint
+    # is of seven.
     assert reached[0] >= 4
     # Its log may have been a step ahead of its checkpoint when the first one died.
     assert reached[1] - reached[0] in (1, 2)
