@@ -85,6 +85,28 @@ def test_weights_far_from_even_need_the_shift(monkeypatch: pytest.MonkeyPatch) -
     assert errors[0] < 0.8 * errors[1]
 
 
+@pytest.mark.parametrize(("gain", "weight"), [(7.0, 0.29), (8.5, 0.54), (12.0, 0.87)])
+def test_a_key_that_every_query_looks_at_is_rounded_no_worse_than_by_the_fused_kernel(
+    gain: float, weight: float
+) -> None:
+    """An attention sink: no one shift of a row brings its score and those of all other keys near 0."""
+    query, key, value, outer = heads(1500, 1.0, torch.float32)
+    direction = torch.full((16,), 0.25)
+    key[:, :, 0] = gain * direction
+    *inputs, outer = (one.to(torch.bfloat16) for one in (query + 4 * direction, key, value, outer))
+
+    def fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return functional.scaled_dot_product_attention(query, key, value, scale=0.25, enable_gqa=True)
+
+    scores = inputs[0].double() @ inputs[1].double().repeat_interleave(3, 1).transpose(2, 3) * 0.25
+    assert float(scores.softmax(-1)[..., 0].mean()) == pytest.approx(weight, abs=0.01)
+    exact = gradients(lambda *three: plain(*three, 0.25), outer.double(), *(one.double() for one in inputs))
+    ours = gradients(lambda *three: attention_gradient.attend(*three, 0.25), outer, *inputs)
+    theirs = gradients(fused, outer, *inputs)
+    for mine, its, truth in zip(ours[1:], theirs[1:], exact[1:], strict=True):
+        assert error(mine, truth) <= 1.15 * error(its, truth)
+
+
 def test_many_tokens_in_bfloat16_take_our_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 

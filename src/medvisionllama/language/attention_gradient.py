@@ -6,13 +6,16 @@ over queries or keys read their operands as they lie. Nothing runs along the row
 and the mean of its gradient are written into additional columns of the operands, which makes their subtraction
 part of the products that are needed in any case:
 
-    [K | 1 1] [Q' | hi lo]^T   =  K Q'^T + (hi + lo)    and then exp     (probabilities)
-    [V | 1 1] [dO | hi lo]^T   =  V dO^T - delta        and then times   (gradient of the scores)
+    [K | 1 1 | hi lo] [Q' | hi lo | 1 1]^T  =  K Q'^T + sums of both pairs   and then exp     (probabilities)
+    [V | 1 1]         [dO | hi lo]^T        =  V dO^T - delta                and then times   (gradient of the scores)
 
 (The gradient itself is that of Dao et al., FlashAttention, NeurIPS 2022, appendix B.2.)
 
-A score is rounded to the number format before it is exponentiated, and its error grows with its size. So row i is
-shifted by a power of two, 2^e_i, that brings the scores with the most weight near 0, and its dO is shifted back.
+A score is rounded to the number format before it is exponentiated, and its error grows with its size. So the
+probability of key j for query i is computed as 2^f_j 2^-e_i exp(x_ij), with powers of two that bring the scores with
+the most weight near 0: f_j follows the weight that the mean query gives to key j, for a key that every query looks at
+(an "attention sink") may hold thousands of times another's, and e_i how far query i is from that. The powers go
+into V and dO, where they cost no accuracy.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ from torch.autograd.function import once_differentiable
 
 # Edge of a square of scores: 2 MB in bfloat16. Smaller ones spend more on laying out the products' operands.
 _TOKENS_AT_ONCE = 1024
-# Columns added to the operands: two are used, the others keep the width a multiple of what is multiplied at once.
+# Powers of two beyond this would leave the range of numbers when they meet large gradients.
+_EXPONENT_AT_MOST = 32
+# Columns added to the operands: four are used, the others keep the width a multiple of what is multiplied at once.
 _COLUMNS_ADDED = 32
 
 
@@ -93,18 +98,18 @@ class _Squares:
         self.scaling = scaling
         self.N, self.D, self.edge = N, D, min(N, _TOKENS_AT_ONCE)
         self.queries, self.outer, self.keys, self.values = like.new_zeros(4, N, D + _COLUMNS_ADDED)
-        for ones in (self.keys, self.values):
-            ones[:, D : D + 2] = 1
+        self.keys[:, D : D + 2] = 1
+        self.queries[:, D + 2 : D + 4] = 1
         self.probabilities, self.scores_grad = like.new_empty(2, self.edge * self.edge)
-        self.mean_key = like.new_empty(D)
+        self.value = like.new_empty(N, D)
+        self.key_scale = like.new_empty(N, 1)
         self.part = like.new_empty(self.edge, D)
         sum_format = torch.promote_types(like.dtype, torch.float32)
         self.query_grad, self.key_grad, self.value_grad = like.new_zeros(3, N, D, dtype=sum_format)
 
     def share(self, key: Tensor, value: Tensor) -> None:
         """Take the key head (N, D) and value head of the heads to come."""
-        self.keys[:, : self.D], self.values[:, : self.D] = key, value
-        torch.mean(key, 0, out=self.mean_key)
+        self.keys[:, : self.D], self.value = key, value
         self.key_grad.zero_()
         self.value_grad.zero_()
 
@@ -128,7 +133,7 @@ class _Squares:
                     one[: shape[0] * shape[1]].view(shape) for one in (self.probabilities, self.scores_grad)
                 )
                 torch.mm(keys, queries[asked].T, out=probabilities).exp_()
-                self._add(self.value_grad[keyed], probabilities, outer[asked, :D])
+                self._add(self.value_grad[keyed], probabilities, outer[asked, :D], self.key_scale[keyed])
                 torch.mm(values, outer[asked].T, out=scores_grad).mul_(probabilities)
                 self._add(self.key_grad[keyed], scores_grad, queries[asked, :D])
                 self._add(self.query_grad[asked], scores_grad.T, keys[:, :D])
@@ -137,23 +142,38 @@ class _Squares:
         """Write one head's operands, with what is to be subtracted in their additional columns."""
         D = self.D
         torch.mul(query, self.scaling, out=self.queries[:, :D])
-        # Were a row's scores normal with variance s, then log_sum - log(N) - mean would be s / 2, and the weighted
-        # mean of its scores mean + s. No weight depends on how true that is, only how well it is rounded.
-        mean = self.queries[:, :D] @ self.mean_key
-        exponent = ((2 * math.log(self.N) - log_sum + mean) / math.log(2)).clamp_(0, math.log2(self.N)).round_()
-        self._split(self.queries, exponent * math.log(2) - log_sum)
+        keys = self.keys[:, :D]
+        # How far the mean query prefers each key to the others.
+        preferred = (keys @ self.queries[:, :D].mean(0)).to(log_sum.dtype)
+        preferred -= preferred.mean()
+        key_exponent = (preferred / math.log(2)).clamp(-_EXPONENT_AT_MOST, _EXPONENT_AT_MOST).round_()
+        self.key_scale[:, 0] = torch.exp2(key_exponent)
+        torch.mul(self.value, self.key_scale, out=self.values[:, :D])
+        self.values[:, D : D + 2] = self.key_scale
+        shifts = key_exponent * math.log(2)
+        self._split(self.keys, D + 2, -shifts)
+        # Were a row's scores less these shifts normal with variance s, each key weighted by its power, then log_sum -
+        # total - mean would be s / 2, and the mean by the row's own weights mean + s. No probability depends on how
+        # true that is, only how well it is rounded.
+        total = float(shifts.logsumexp(0))
+        weights = (shifts - total).exp_()
+        mean = self.queries[:, :D] @ (weights.to(keys.dtype) @ keys) - weights @ shifts
+        exponent = (2 * total + mean - log_sum) / math.log(2)
+        exponent.clamp_(float(key_exponent.mean()), total / math.log(2)).round_()
+        self._split(self.queries, D, exponent * math.log(2) - log_sum)
         back = torch.exp2(-exponent)
         torch.mul(outer, back[:, None], out=self.outer[:, :D])
-        self._split(self.outer, -delta * back)
+        self._split(self.outer, D, -delta * back)
 
-    def _split(self, operand: Tensor, column: Tensor) -> None:
-        """A float32 column as the sum of two of the operand's number format."""
+    def _split(self, operand: Tensor, at: int, column: Tensor) -> None:
+        """A float32 column as the sum of two of the operand's number format, the first of them number `at`."""
         high = column.to(operand.dtype)
-        operand[:, self.D], operand[:, self.D + 1] = high, column - high.to(column.dtype)
+        operand[:, at], operand[:, at + 1] = high, column - high.to(column.dtype)
 
-    def _add(self, total: Tensor, left: Tensor, right: Tensor) -> None:
-        """Sum products in float32, whatever they are rounded to."""
-        total += torch.mm(left, right, out=self.part[: len(left)])
+    def _add(self, total: Tensor, left: Tensor, right: Tensor, scale: Tensor | None = None) -> None:
+        """Sum products in float32, whatever they are rounded to; `scale` (rows, 1) holds powers of two."""
+        part = torch.mm(left, right, out=self.part[: len(left)])
+        total += part if scale is None else part.mul_(scale)
 
     def _slices(self) -> list[slice]:
         return [slice(start, start + self.edge) for start in range(0, self.N, self.edge)]
