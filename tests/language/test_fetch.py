@@ -85,6 +85,35 @@ def split_last_layer(folder: Path, target: Path) -> Path:
 # What arrives
 
 
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        ({"num_attention_heads": 7}, r"hidden size \(32\) is not a multiple of the number of attention heads \(7\)"),
+        ({"hidden_size": "abc"}, "'hidden_size' expected int, got str"),
+        ({"hidden_act": "foo"}, "KeyError: 'foo'"),
+        ({"num_attention_heads": 0}, "ZeroDivisionError"),
+    ],
+)
+def test_a_config_that_fits_no_layer_is_told_in_one_message(
+    number: dict[str, object], words: str, checkpoint_of: CheckpointOf, tmp_path: Path
+) -> None:
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes((checkpoint_of("llama") / "model.safetensors").read_bytes())
+    numbers = json.loads((checkpoint_of("llama") / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(numbers), encoding="utf-8")
+    assert fetch_block(str(folder)), "the control: undamaged it is taken"
+    (folder / "config.json").write_text(json.dumps(numbers | number), encoding="utf-8")
+    for use in (fetch_block, lambda name: load_block(BlockConfig(source=name))):
+        with pytest.raises(InputError, match=f"(?s)config.json of .*damaged describes no layer.*{words}"):
+            use(str(folder))
+
+
+def test_a_layer_asked_for_twice_is_brought_once(checkpoint_of: CheckpointOf) -> None:
+    results = fetch_block(str(checkpoint_of("llama")), (2, -1, 0))
+    assert [result.layer for result in results] == [N_LAYERS - 1, 0]
+
+
 @pytest.mark.parametrize("family_name", FAMILY_NAMES)
 def test_a_fetched_block_is_the_local_one(
     family_name: str, checkpoint_of: CheckpointOf, fake_hub: FakeHub, tmp_path: Path

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from medvisionllama.errors import InputError
 from medvisionllama.language.attention import register
-from medvisionllama.language.families import Family, family_of
+from medvisionllama.language.families import Family, config_faults_told, family_of
 from medvisionllama.language.fetch import Located, locate, model_numbers
 from medvisionllama.language.layout import check_shapes, digest, resolve_layers
 from medvisionllama.language.lean import FrozenRMSNorm, GatedMLP, PositionFreeAttention
@@ -410,8 +410,8 @@ def _skeleton(config: BlockConfig, numbers: Mapping[str, Any], source: Source) -
     register()
     family = family_of(numbers, source=source.given)
     indices = resolve_layers(config.layers, int(numbers["num_hidden_layers"]), source=source.given)
-    model_config = family.model_config(numbers)
-    with torch.device("meta"):
+    with config_faults_told(source.given), torch.device("meta"):
+        model_config = family.model_config(numbers)
         layers = nn.ModuleList(family.build_layer(model_config, index) for index in indices)
         norm = family.build_final_norm(model_config) if config.final_norm else None
     if family.rotary:

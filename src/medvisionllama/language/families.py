@@ -6,7 +6,8 @@ a lone layer can be compared with the full model's. A new family is one more ent
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -146,3 +147,28 @@ def family_of(numbers: Mapping[str, Any], *, source: str) -> Family:
             mend="Choose a model of one of these families; `blocks list` shows some by name.",
         )
     return FAMILIES[model_type]
+
+
+@contextmanager
+def config_faults_told(source: str) -> Iterator[None]:
+    """Turn what `transformers` and torch say of numbers that fit no layer into something a user can mend.
+
+    Args:
+        source: How to call the model whose config.json it is.
+
+    Raises:
+        InputError: In place of any other fault: what a constructor raises depends on the number and on the version.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as fault:
+        # The outer error of a checked configuration names its check, the one below it the number.
+        cause = fault.__cause__ or fault
+        said = next(iter(str(cause).splitlines()), "")
+        raise InputError(
+            f"config.json of {source} describes no layer that can be built",
+            got=f"{type(cause).__name__}: {said}",
+            mend="Restore the file.",
+        ) from None

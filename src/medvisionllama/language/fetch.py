@@ -87,7 +87,7 @@ def fetch_block(
 
     Args:
         name: A name of the catalog, a hub id, or a folder.
-        layers: The layers; negative numbers count from the end.
+        layers: The layers; negative numbers count from the end. One asked for twice is brought once.
         cache: Where to keep them; None takes the place shared by all runs of this user.
         revision: The hub's branch, tag or commit; None takes the catalog's. A branch stays at the commit it
             was first fetched at.
@@ -98,7 +98,7 @@ def fetch_block(
         hub: Another hub than the usual one.
 
     Returns:
-        One result for each layer, in the order asked for.
+        One result for each different layer, in the order first asked for.
 
     Raises:
         InputError: No such model, revision or layer; a refusal by the hub, no network, no disk space; files

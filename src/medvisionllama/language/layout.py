@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from medvisionllama.errors import InputError
 from medvisionllama.language.attention import register
-from medvisionllama.language.families import Family
+from medvisionllama.language.families import Family, config_faults_told
 
 _T = TypeVar("_T")
 
@@ -175,7 +175,8 @@ def check_layer(
         source: How to call the checkpoint in messages.
 
     Raises:
-        InputError: As `check_shapes`, or the numbers are stored in a format that is not read here.
+        InputError: As `check_shapes`, the numbers are stored in a format that is not read here, or config.json fits no
+            layer.
     """
     if odd := sorted(name for name, facts in tensors.items() if facts.dtype not in ITEM_BYTES):
         raise InputError(
@@ -185,8 +186,8 @@ def check_layer(
             mend="Choose a checkpoint that is not quantised.",
         )
     register()
-    config = family.model_config(numbers)
-    with torch.device("meta"):
+    with config_faults_told(source), torch.device("meta"):
+        config = family.model_config(numbers)
         wanted = nn.ModuleDict({"layer": family.build_layer(config, index)})
         if (norm := family.build_final_norm(config)) is not None:
             wanted["norm"] = norm
