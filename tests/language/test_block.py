@@ -224,20 +224,29 @@ def test_shape_and_dtype_come_back(dtype: torch.dtype, checkpoint_of: Checkpoint
         assert {str(p.dtype) for p in block.parameters()} == {f"torch.{weights}"}
 
 
+# Gemma 2 caps its scores: for more than 1,024 tokens these are made for some queries at a time.
 @pytest.mark.gpu
 @every_family
-def test_a_gpu_computes_the_same(family_name: str, checkpoint_of: CheckpointOf) -> None:
+@pytest.mark.parametrize("n_tokens", [11, 1030])
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-3), ("bfloat16", 0.05)])
+def test_a_gpu_computes_the_same(
+    family_name: str, n_tokens: int, dtype: str, bound: float, checkpoint_of: CheckpointOf
+) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no NVIDIA GPU")
-    block = block_of(checkpoint_of(family_name), lora_rank=2)
-    x = tokens(block.width).requires_grad_()
+    block = block_of(checkpoint_of(family_name), lora_rank=2, dtype=dtype)
+    x = tokens(block.width, n_tokens).requires_grad_()
     y = block(x)
     y.square().sum().backward()
     on_gpu = x.detach().cuda().requires_grad_()
     z = block.cuda()(on_gpu)
     z.square().sum().backward()
-    torch.testing.assert_close(z.cpu(), y, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(on_gpu.grad.cpu(), x.grad, atol=1e-3, rtol=1e-3)
+    assert x.grad is not None
+    assert on_gpu.grad is not None
+    for found, wanted in ((z.detach().cpu(), y.detach()), (on_gpu.grad.cpu(), x.grad)):
+        assert (found - wanted).norm() <= bound * wanted.norm()
+    if dtype == "float32":
+        torch.testing.assert_close(z.cpu(), y, atol=1e-4, rtol=1e-4)
     assert block.base_sha256() == block.identity.sha256
 
 
