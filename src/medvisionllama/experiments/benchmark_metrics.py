@@ -8,14 +8,10 @@ are of processor time, so that others at work on the machine count less.
 
 from __future__ import annotations
 
-import resource
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -25,6 +21,7 @@ from numpy.typing import NDArray
 
 from medvisionllama.data.nifti import read_label_map
 from medvisionllama.evaluate import Target, labels_in, score_volume
+from medvisionllama.experiments.own_process import apart, peak_gb
 from medvisionllama.geometry import Shape, Volume, resize
 from medvisionllama.metrics.boxes import box_of
 
@@ -79,7 +76,7 @@ def benchmark_metrics(
     result["masks"] = compared
     result["left_out"] = [name for name in ("monai", "surface_distance") if name not in rivals]
     if with_large:
-        result["large"] = _apart(score_large)
+        result["large"] = apart(score_large)
     return result
 
 
@@ -246,7 +243,7 @@ def score_large() -> dict[str, Any]:
         prediction[tuple(generator.integers(0, n, 5) for n in LARGE_SHAPE)] = label
     affine = np.diag([0.75, 0.75, 1.0, 1.0])
     targets = [Target(str(label), (label,)) for label in range(1, LARGE_CLASSES + 1)]
-    before = _peak_gb()
+    before = peak_gb()
     time, rows = _timed(
         lambda: score_volume(Volume(prediction, affine), Volume(reference, affine), targets, TOLERANCE_MM, "")
     )
@@ -255,23 +252,7 @@ def score_large() -> dict[str, Any]:
         "classes": LARGE_CLASSES,
         "filled": float(np.count_nonzero(reference) / reference.size),
         **time.as_dict(classes=LARGE_CLASSES),
-        "peak_gb": _peak_gb(),
+        "peak_gb": peak_gb(),
         "peak_gb_before_scoring": before,
         "mean_dice": float(np.mean([row.value for row in rows if row.metric == "dice"])),
     }
-
-
-def _peak_gb() -> float:
-    """The largest resident memory of this process so far."""
-    status = Path("/proc/self/status")
-    if status.exists():  # a child's own peak; getrusage would hand it its parent's
-        line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024 / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-
-
-def _apart(act: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The result from a process of its own, whose memory nothing else has touched."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(act).result()

@@ -15,10 +15,8 @@ import resource
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -31,6 +29,7 @@ from torch import Tensor, nn
 from medvisionllama.data.nifti import read_label_map, read_volume, write_label_map, write_volume
 from medvisionllama.data.plan import IntensityRule, Plan
 from medvisionllama.errors import InputError
+from medvisionllama.experiments.own_process import apart, peak_gb
 from medvisionllama.geometry import Shape, Volume
 from medvisionllama.predict import Member, Room, Segmenter
 
@@ -301,19 +300,3 @@ def _measured(whole: Callable[[], float], stub: Stub, job: Job, labels: Path) ->
 
 def _agreement(found: NDArray[Any], truth: NDArray[Any]) -> float:
     return float(np.mean([np.mean(a == b) for a, b in zip(found, truth, strict=True)]))
-
-
-def peak_gb() -> float:
-    """The largest resident memory of this process so far."""
-    status = Path("/proc/self/status")
-    if status.exists():  # a child's own peak; getrusage would hand it its parent's
-        line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024 / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-
-
-def apart(act: Callable[..., Any], given: tuple[Any, ...]) -> Any:
-    """The result from a process of its own, whose memory nothing else has touched."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(act, *given).result()
