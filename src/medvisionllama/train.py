@@ -29,6 +29,7 @@ from medvisionllama.checkpoint import (
     put_optimizer_tensors,
     save_tensors,
 )
+from medvisionllama.data.ahead import BatchesAhead
 from medvisionllama.data.augment import augment
 from medvisionllama.data.dataset import BatchSource
 from medvisionllama.errors import InputError
@@ -151,42 +152,43 @@ def train(
     started = time.perf_counter() - state.seconds
     saved_at = time.perf_counter()
     validations = recipe.validation_steps() if validate is not None else set()
-    model.train()
-    while not state.is_over(recipe):
-        step, done = state.step, state.step + 1
-        with _interruption_held_back() as held_back:
-            loss = train_step(joined, optimizer, batches, recipe, step, device, processes)
-        loss, interrupted = processes.mean(loss, float(held_back()))
-        if not math.isfinite(loss):
-            raise InputError(
-                f"the loss is no longer finite at step {done}",
-                got=str(loss),
-                mend="Lower --recipe.learning_rate, or set --recipe.precision float32.",
-            )
-        state.step = done
-        state.losses.append(loss)
-        if average is not None:
-            average.update(done)
-        if done % LOG_EVERY_STEPS == 0 or done == recipe.steps or done in validations:
-            entry: dict[str, Any] = {"step": done, "seconds": 0.0, "loss": sum(state.losses) / len(state.losses)}
-            entry |= {"learning_rate": recipe.rate(step)} | observe()
-            state.losses = []
-            if done in validations and validate is not None:
-                entry |= _look(validate, state, files, processes)
-                model.train()
-                if done < recipe.steps and state.is_over(recipe):
-                    entry["stopped_early"] = True
-            entry["seconds"] = round(time.perf_counter() - started, 3)
-            if first:
-                run.append_log(entry)
-                report(entry)
-        state.seconds = time.perf_counter() - started
-        # What validating cost is not to be paid again, least of all after the last step: what is left is to score.
-        if interrupted or done in validations or time.perf_counter() - saved_at > checkpoint_seconds:
-            files.save(state)
-            saved_at = time.perf_counter()
-        if interrupted:
-            raise KeyboardInterrupt
+    with BatchesAhead(batches, processes.count, pinned=device.type == "cuda") as ahead:
+        model.train()
+        while not state.is_over(recipe):
+            step, done = state.step, state.step + 1
+            with _interruption_held_back() as held_back:
+                loss = train_step(joined, optimizer, ahead, recipe, step, device, processes)
+            loss, interrupted = processes.mean(loss, float(held_back()))
+            if not math.isfinite(loss):
+                raise InputError(
+                    f"the loss is no longer finite at step {done}",
+                    got=str(loss),
+                    mend="Lower --recipe.learning_rate, or set --recipe.precision float32.",
+                )
+            state.step = done
+            state.losses.append(loss)
+            if average is not None:
+                average.update(done)
+            if done % LOG_EVERY_STEPS == 0 or done == recipe.steps or done in validations:
+                entry: dict[str, Any] = {"step": done, "seconds": 0.0, "loss": sum(state.losses) / len(state.losses)}
+                entry |= {"learning_rate": recipe.rate(step)} | observe()
+                state.losses = []
+                if done in validations and validate is not None:
+                    entry |= _look(validate, state, files, processes)
+                    model.train()
+                    if done < recipe.steps and state.is_over(recipe):
+                        entry["stopped_early"] = True
+                entry["seconds"] = round(time.perf_counter() - started, 3)
+                if first:
+                    run.append_log(entry)
+                    report(entry)
+            state.seconds = time.perf_counter() - started
+            # What validating cost is not to be paid again, least of all after the last step: what is left is to score.
+            if interrupted or done in validations or time.perf_counter() - saved_at > checkpoint_seconds:
+                files.save(state)
+                saved_at = time.perf_counter()
+            if interrupted:
+                raise KeyboardInterrupt
     if state.best_dice is None:
         state.best_step = state.step
         files.keep(state.step)
@@ -227,7 +229,7 @@ def _refuse_unlike_starts(model: nn.Module, left_out: set[str], state: _State, p
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batches: BatchSource,
+    batches: BatchSource | BatchesAhead,
     recipe: Recipe,
     step: int,
     device: torch.device,
@@ -237,7 +239,7 @@ def train_step(
     # Shares of one batch follow one another in the sequence of draws, so that their number changes nothing in it.
     share = step * processes.count + processes.rank
     batch = batches.batch(share)
-    image, label = batch.image.to(device), batch.label.to(device)
+    image, label = (tensor.to(device, non_blocking=True) for tensor in (batch.image, batch.label))
     generators = [case_generator(batches.seed, position) for position in batch.positions]
     image, label = augment(image, label, recipe.augment, generators, batch.spacing_mm, batches.mirroring)
     for group in optimizer.param_groups:
@@ -294,10 +296,11 @@ def seconds_per_step(
     joined = processes.joined(model)
     model.train()
     times = []
-    for step in range(8):
-        started = time.perf_counter()
-        train_step(joined, optimizer, batches, recipe, step, device, processes)
-        times.append(time.perf_counter() - started)
+    with BatchesAhead(batches, processes.count, pinned=device.type == "cuda") as ahead:
+        for step in range(8):
+            started = time.perf_counter()
+            train_step(joined, optimizer, ahead, recipe, step, device, processes)
+            times.append(time.perf_counter() - started)
     put_model_tensors(model, before, frozen)
     return processes.of_first(min(times))[0]
 

@@ -138,8 +138,11 @@ def augment(
     draws = iter(torch.stack([torch.rand(DRAWS, generator=g) for g in generators]).unbind(1))
     later = iter(torch.stack([torch.rand(LATER_DRAWS, generator=_branch(g)) for g in generators]).unbind(1))
     spacing = torch.ones(len(generators), 3) if spacing_mm_B3 is None else spacing_mm_B3
-    image, label = _bend(image_BMIJK, label_BIJK, config, draws, spacing, mirroring)
-    return _colour(image, config, draws, later, generators), label
+    # From here on everything writes into these copies: most cases of a batch are left alone by most of what follows.
+    image, label = image_BMIJK.clone(), label_BIJK.clone()
+    _bend(image, label, config, draws, spacing, mirroring)
+    _colour(image, config, draws, later, generators)
+    return image, label
 
 
 def _branch(generator: Generator) -> Generator:
@@ -155,7 +158,8 @@ def _bend(
     draws: Iterator[Tensor],
     spacing_B3: Tensor,
     mirroring: Mirroring,
-) -> tuple[Tensor, Tensor]:
+) -> None:
+    """Turn, zoom and mirror those cases that are drawn for it, in place."""
     rotated = next(draws) < config.rotate_probability
     angles = torch.stack([(2 * next(draws) - 1) * math.radians(config.rotate_degrees) for _ in range(3)], dim=1)
     angles = torch.where(rotated[:, None], angles, torch.zeros(()))
@@ -166,20 +170,18 @@ def _bend(
         which = bent.nonzero()[:, 0]
         extent_mm = torch.tensor(image.shape[2:]) * spacing_B3[which]
         theta = _lookup_matrices(angles[which], zoom[which], extent_mm).to(image.device)
-        which = which.to(image.device)
+        cases = which.to(image.device)
         grid = affine_grid(theta, [len(which), 1, *image.shape[2:]], align_corners=False)
-        image = image.index_copy(0, which, _looked_up(image[which], grid, "bilinear"))
-        nearest = _looked_up(label[which, None].float(), grid, "nearest")
-        label = label.index_copy(0, which, nearest[:, 0].to(label.dtype))
+        image.index_copy_(0, cases, _looked_up(image[cases], grid, "bilinear"))
+        nearest = _looked_up(label[cases, None].float(), grid, "nearest")
+        label.index_copy_(0, cases, nearest[:, 0].to(label.dtype))
     for axis in range(3):
         mirrored = (next(draws) < 0.5) & (axis in config.mirror_axes) & (axis in mirroring.axes)
         if bool(mirrored.any()):  # asked on the CPU: asking a GPU would make it wait
-            mirrored = mirrored.to(image.device)
-            image = torch.where(mirrored[:, None, None, None, None], image.flip(axis + 2), image)
-            turned = label.flip(axis + 1)
-            turned = _swapped(turned, mirroring) if axis == 0 else turned
-            label = torch.where(mirrored[:, None, None, None], turned, label)
-    return image, label
+            cases = mirrored.nonzero()[:, 0].to(image.device)
+            image.index_copy_(0, cases, image[cases].flip(axis + 2))
+            turned = label[cases].flip(axis + 1)
+            label.index_copy_(0, cases, _swapped(turned, mirroring) if axis == 0 else turned)
 
 
 def _looked_up(image: Tensor, grid_BIJK3: Tensor, mode: Literal["bilinear", "nearest"]) -> Tensor:
@@ -229,8 +231,8 @@ def _colour(
     draws: Iterator[Tensor],
     later: Iterator[Tensor],
     generators: Sequence[Generator],
-) -> Tensor:
-    """Each part touches only those cases that it is drawn for; the draws themselves stay on the CPU."""
+) -> None:
+    """In place, each part only those cases that it is drawn for; the draws themselves stay on the CPU."""
     noise_sd = _per_case(config.noise_probability, (0.0, config.noise_sd), 0.0, draws)
     brightness = _per_case(config.brightness_probability, config.brightness_range, 1.0, draws)
     contrast = _per_case(config.contrast_probability, config.contrast_range, 1.0, draws)
@@ -256,13 +258,13 @@ def _colour(
     def curved(part: Tensor, exponent: Tensor, which: list[int]) -> Tensor:
         return _curved(part, exponent, config.gamma_keeps_moments)
 
-    image = _where_drawn(image, noise_sd, 0.0, noisy)
-    image = _where_drawn(image, blur_sd, 0.0, blurred)
-    image = _where_drawn(image, brightness, 1.0, lambda part, factor, which: part * factor)
-    image = _where_drawn(image, contrast, 1.0, stretched)
-    image = _where_drawn(image, kept, 1.0, coarse)
-    image = _where_drawn(image, inverted_gamma, 1.0, lambda part, exponent, which: -curved(-part, exponent, which))
-    return _where_drawn(image, gamma, 1.0, curved)
+    _where_drawn(image, noise_sd, 0.0, noisy)
+    _where_drawn(image, blur_sd, 0.0, blurred)
+    _where_drawn(image, brightness, 1.0, lambda part, factor, which: part * factor)
+    _where_drawn(image, contrast, 1.0, stretched)
+    _where_drawn(image, kept, 1.0, coarse)
+    _where_drawn(image, inverted_gamma, 1.0, lambda part, exponent, which: -curved(-part, exponent, which))
+    _where_drawn(image, gamma, 1.0, curved)
 
 
 _VOXELS = (2, 3, 4)
@@ -270,16 +272,13 @@ _VOXELS = (2, 3, 4)
 
 def _where_drawn(
     image: Tensor, values_B: Tensor, otherwise: float, change: Callable[[Tensor, Tensor, list[int]], Tensor]
-) -> Tensor:
-    """The image with those cases changed whose value is not ``otherwise``."""
+) -> None:
+    """Change those cases of the image whose value is not ``otherwise``, in place."""
     which = (values_B != otherwise).nonzero()[:, 0]
     if not len(which):
-        return image
-    values = values_B[which].to(image.device)[:, None, None, None, None]
-    if len(which) == len(image):
-        return change(image, values, which.tolist())
-    places = which.to(image.device)
-    return image.index_copy(0, places, change(image[places], values, which.tolist()))
+        return
+    values, places = values_B[which].to(image.device)[:, None, None, None, None], which.to(image.device)
+    image.index_copy_(0, places, change(image[places], values, which.tolist()))
 
 
 def _curved(image: Tensor, exponent: Tensor, keep_moments: bool) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import EllipsisType
 
 import numpy as np
 import torch
@@ -80,23 +81,26 @@ class BatchSource:
     def batch(self, step: int) -> Batch:
         """The patches of step ``step``, counted from 0."""
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)
-        drawn = [self._patch(position) for position in positions]
+        cases = [self._case(position) for position in positions]
+        modalities = self.cases[0].image.shape[0]
+        image = np.zeros((self.batch_size, modalities, *self.window), np.float32)
+        label = np.zeros((self.batch_size, *self.window), np.uint8)
+        for place, (case, position) in enumerate(zip(cases, positions, strict=True)):
+            start = self._first_voxel(case, np.random.default_rng([self.seed, 1, position]))
+            _cut(case.image, start, image[place])
+            _cut(case.label, start, label[place])
         return Batch(
-            image=torch.from_numpy(np.stack([image for _, image, _ in drawn])),
-            label=torch.from_numpy(np.stack([label for _, _, label in drawn])),
-            cases=tuple(case.name for case, _, _ in drawn),
+            image=torch.from_numpy(image),
+            label=torch.from_numpy(label),
+            cases=tuple(case.name for case in cases),
             positions=tuple(positions),
-            spacing_mm=torch.tensor([case.spacing_mm for case, _, _ in drawn]),
+            spacing_mm=torch.tensor([case.spacing_mm for case in cases]),
         )
 
-    def _patch(self, position: int) -> tuple[PreparedCase, Array, Array]:
+    def _case(self, position: int) -> PreparedCase:
         epoch, place = divmod(position, len(self.cases))
         order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.cases))
-        case = self.cases[order[place]]
-        draw = np.random.default_rng([self.seed, 1, position])
-        start = self._first_voxel(case, draw)
-        image = _cut(case.image, start, self.window)
-        return case, image, _cut(case.label, start, self.window)
+        return self.cases[int(order[place])]
 
     def _first_voxel(self, case: PreparedCase, draw: np.random.Generator) -> list[int]:
         """The first voxel of the patch along each axis; negative where the case is smaller than the patch."""
@@ -114,13 +118,12 @@ class BatchSource:
         return [min(max(m, 0), r) if r > 0 else s for m, r, s in zip(middle, room, starts, strict=True)]
 
 
-def _cut(array: Array, start: Sequence[int], window: Shape) -> Array:
-    """``window`` voxels of the last three axes from ``start``, zeros where there are none."""
-    lead = array.ndim - 3
-    patch = np.zeros((*array.shape[:lead], *window), array.dtype)
-    taken, placed = [slice(None)] * lead, [slice(None)] * lead
-    for first, length, size in zip(start, window, array.shape[lead:], strict=True):
-        taken.append(slice(max(first, 0), min(first + length, size)))
-        placed.append(slice(max(-first, 0), max(-first, 0) + taken[-1].stop - taken[-1].start))
+def _cut(array: Array, start: Sequence[int], patch: Array) -> None:
+    """Copy into ``patch`` what of ``array`` lies from ``start`` on along the last three axes; its rest is left."""
+    taken: list[slice | EllipsisType] = [...]
+    placed: list[slice | EllipsisType] = [...]
+    for first, length, size in zip(start, patch.shape[-3:], array.shape[-3:], strict=True):
+        begin, end = max(first, 0), min(first + length, size)
+        taken.append(slice(begin, end))
+        placed.append(slice(begin - first, end - first))
     patch[tuple(placed)] = array[tuple(taken)]
-    return patch

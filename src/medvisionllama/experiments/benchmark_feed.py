@@ -2,13 +2,14 @@
 
 Both draw patches of the same prepared cases, forced to foreground as often, and bend and colour them with the same
 probabilities and ranges (the recipe ``native``'s). MONAI's ``CacheDataset`` holds the arrays in memory, which its users
-do for speed, and its loader may have any of several numbers of workers; ours has none. The rounds alternate, so that a
-machine that slows down slows both.
+do for speed, and its loader may have any of several numbers of workers; ours has one thread that reads ahead, as in
+training. The rounds alternate, so that a machine that slows down slows both.
 """
 
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import statistics
 import time
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 
 from medvisionllama.config import load_recipe
+from medvisionllama.data.ahead import BatchesAhead
 from medvisionllama.data.augment import augment
 from medvisionllama.data.dataset import BatchSource, PreparedCase, prepare
 from medvisionllama.data.decathlon import read_task
@@ -151,13 +153,11 @@ def _rate(feed: Iterator[object], seconds: float, ready: int) -> float:
 
 def _ours(cases: list[PreparedCase], window: Shape, recipe: Recipe) -> Iterator[object]:
     """What a training step does before the network."""
-    source = BatchSource(cases, window, BATCH, recipe.foreground_share, seed=0)
-    step = 0
-    while True:
-        batch = source.batch(step)
-        generators = [case_generator(0, position) for position in batch.positions]
-        yield augment(batch.image, batch.label, recipe.augment, generators, batch.spacing_mm, source.mirroring)
-        step += 1
+    with BatchesAhead(BatchSource(cases, window, BATCH, recipe.foreground_share, seed=0)) as batches:
+        for step in itertools.count():
+            batch = batches.batch(step)
+            generators = [case_generator(0, position) for position in batch.positions]
+            yield augment(batch.image, batch.label, recipe.augment, generators, batch.spacing_mm, batches.mirroring)
 
 
 def _monai(cases: list[PreparedCase], window: Shape, recipe: Recipe, workers: int) -> Iterator[object]:
