@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
+from medvisionllama.data.affine_lookup import fits, looked_up_affinely
 from medvisionllama.data.mirroring import ANY_MIRRORING, Mirroring
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import resize
@@ -169,12 +169,8 @@ def _bend(
         # Interpolating costs, hence only those cases that change.
         which = bent.nonzero()[:, 0]
         extent_mm = torch.tensor(image.shape[2:]) * spacing_B3[which]
-        theta = _lookup_matrices(angles[which], zoom[which], extent_mm).to(image.device)
-        cases = which.to(image.device)
-        grid = affine_grid(theta, [len(which), 1, *image.shape[2:]], align_corners=False)
-        image.index_copy_(0, cases, _looked_up(image[cases], grid, "bilinear"))
-        nearest = _looked_up(label[cases, None].float(), grid, "nearest")
-        label.index_copy_(0, cases, nearest[:, 0].to(label.dtype))
+        theta = _lookup_matrices(angles[which], zoom[which], extent_mm)
+        _look_up(image, label, theta, which)
     for axis in range(3):
         mirrored = (next(draws) < 0.5) & (axis in config.mirror_axes) & (axis in mirroring.axes)
         if bool(mirrored.any()):  # asked on the CPU: asking a GPU would make it wait
@@ -184,19 +180,17 @@ def _bend(
             label.index_copy_(0, cases, _swapped(turned, mirroring) if axis == 0 else turned)
 
 
-def _looked_up(image: Tensor, grid_BIJK3: Tensor, mode: Literal["bilinear", "nearest"]) -> Tensor:
-    """``grid_sample``, which on a CPU gives each case to one core: slabs of the grid as cases of their own use all.
-
-    Every voxel is looked up by itself, so the numbers are the same to the bit.
-    """
-    cores = torch.get_num_threads() if image.device.type == "cpu" else 1
-    slabs = max(count for count in range(1, cores + 1) if grid_BIJK3.shape[1] % count == 0)
-    if slabs == 1:
-        return grid_sample(image, grid_BIJK3, mode=mode, align_corners=False)
-    B, I, J, K, _ = grid_BIJK3.shape  # noqa: E741
-    parts = grid_BIJK3.reshape(B * slabs, I // slabs, J, K, 3)
-    found = grid_sample(image.repeat_interleave(slabs, 0), parts, mode=mode, align_corners=False)
-    return found.view(B, slabs, -1, I // slabs, J, K).transpose(1, 2).reshape(B, -1, I, J, K)
+def _look_up(image: Tensor, label: Tensor, theta_B34: Tensor, which_B: Tensor) -> None:
+    """Those cases of the batch that ``which_B`` numbers, each through its affine map, in place."""
+    if image.device.type == "cpu" and fits(image.shape[2:]):
+        for case, theta in zip(which_B.tolist(), theta_B34, strict=True):
+            image[case], label[case] = looked_up_affinely(image[case], label[case], theta)
+        return
+    cases = which_B.to(image.device)
+    grid = affine_grid(theta_B34.to(image.device), [len(cases), 1, *image.shape[2:]], align_corners=False)
+    nearest = grid_sample(label[cases, None].float(), grid, mode="nearest", align_corners=False)[:, 0]
+    image.index_copy_(0, cases, grid_sample(image[cases], grid, mode="bilinear", align_corners=False))
+    label.index_copy_(0, cases, nearest.to(label.dtype))
 
 
 def _swapped(label: Tensor, mirroring: Mirroring) -> Tensor:
@@ -213,12 +207,13 @@ def _lookup_matrices(angles_B3: Tensor, zoom_B: Tensor, extent_mm_B3: Tensor) ->
     ``affine_grid`` runs its axes K, J, I and scales each to -1..1, so that a rotation in space is no rotation there
     unless the image is a cube: it is conjugated by the image's extent.
     """
+    cos, sin = torch.cos(angles_B3), torch.sin(angles_B3)
     rotation = torch.eye(3).expand(len(angles_B3), 3, 3)
     for axis in range(3):
-        cos, sin = torch.cos(angles_B3[:, axis]), torch.sin(angles_B3[:, axis])
         one_axis = torch.eye(3).repeat(len(angles_B3), 1, 1)
         a, b = (axis + 1) % 3, (axis + 2) % 3
-        one_axis[:, a, a], one_axis[:, a, b], one_axis[:, b, a], one_axis[:, b, b] = cos, -sin, sin, cos
+        one_axis[:, a, a] = one_axis[:, b, b] = cos[:, axis]
+        one_axis[:, a, b], one_axis[:, b, a] = -sin[:, axis], sin[:, axis]
         rotation = rotation @ one_axis
     in_mm = rotation / zoom_B[:, None, None]
     normalised = in_mm * extent_mm_B3[:, None, :] / extent_mm_B3[:, :, None]
@@ -324,6 +319,6 @@ def _coarsening(size: int, share_B: Tensor) -> Tensor:
 
 def _per_case(probability: float, extent: tuple[float, float], otherwise: float, draws: Iterator[Tensor]) -> Tensor:
     """For each case a number within ``extent`` with ``probability``, else ``otherwise``."""
-    happens = next(draws) < probability
+    happens, share = next(draws) < probability, next(draws)
     low, high = extent
-    return torch.where(happens, low + (high - low) * next(draws), torch.tensor(otherwise))
+    return torch.where(happens, low + (high - low) * share, otherwise)

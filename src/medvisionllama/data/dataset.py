@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from types import EllipsisType
 
 import numpy as np
@@ -99,8 +100,7 @@ class BatchSource:
 
     def _case(self, position: int) -> PreparedCase:
         epoch, place = divmod(position, len(self.cases))
-        order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.cases))
-        return self.cases[int(order[place])]
+        return self.cases[int(_order(self.seed, epoch, len(self.cases))[place])]
 
     def _first_voxel(self, case: PreparedCase, draw: np.random.Generator) -> list[int]:
         """The first voxel of the patch along each axis; negative where the case is smaller than the patch."""
@@ -118,6 +118,12 @@ class BatchSource:
         return [min(max(m, 0), r) if r > 0 else s for m, r, s in zip(middle, room, starts, strict=True)]
 
 
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, count: int) -> Array:
+    """In which order an epoch goes through so many cases."""
+    return np.random.default_rng([seed, 0, epoch]).permutation(count)
+
+
 def _cut(array: Array, start: Sequence[int], patch: Array) -> None:
     """Copy into ``patch`` what of ``array`` lies from ``start`` on along the last three axes; its rest is left."""
     taken: list[slice | EllipsisType] = [...]
@@ -126,4 +132,4 @@ def _cut(array: Array, start: Sequence[int], patch: Array) -> None:
         begin, end = max(first, 0), min(first + length, size)
         taken.append(slice(begin, end))
         placed.append(slice(begin - first, end - first))
-    patch[tuple(placed)] = array[tuple(taken)]
+    patch[tuple(placed)] = np.asarray(array)[tuple(taken)]  # a memory map's own views are slow to make
