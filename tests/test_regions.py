@@ -11,7 +11,8 @@ from medvisionllama.config import make_experiment, read_experiment
 from medvisionllama.data.decathlon import read_task
 from medvisionllama.data.nifti import read_label_map, write_label_map
 from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
-from medvisionllama.data.plan import make_plan, read_plan
+from medvisionllama.data.plan import read_plan
+from medvisionllama.data.planning import make_plan
 from medvisionllama.data.splits import Splits
 from medvisionllama.errors import InputError
 from medvisionllama.evaluate import evaluate_folders

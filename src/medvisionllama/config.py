@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from medvisionllama.data.plan import EVEN_STRIDES, Plan, Protocol, fitted_to_memory, reduction
+from medvisionllama.data.plan import EVEN_STRIDES, Plan, Protocol, reduction
+from medvisionllama.data.planning import fitted_to_memory
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import Shape
 from medvisionllama.models.medvisionllama import ModelConfig

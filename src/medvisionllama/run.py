@@ -14,7 +14,8 @@ from medvisionllama.checkpoint import load_tensors, model_tensors, put_model_ten
 from medvisionllama.config import Experiment, read_experiment, refuse_other, write_experiment
 from medvisionllama.data.dataset import BatchSource, prepare, refuse_unusable
 from medvisionllama.data.decathlon import Task, read_task
-from medvisionllama.data.plan import Plan, make_plan, read_plan, write_plan
+from medvisionllama.data.plan import Plan, read_plan, write_plan
+from medvisionllama.data.planning import make_plan
 from medvisionllama.data.splits import Splits, make_splits, read_splits, write_splits
 from medvisionllama.errors import InputError
 from medvisionllama.language.block import BlockIdentity, verify

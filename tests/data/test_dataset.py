@@ -16,7 +16,8 @@ from medvisionllama.data.dataset import BatchSource, PreparedCase, prepare, refu
 from medvisionllama.data.decathlon import Case, Task, read_task
 from medvisionllama.data.nifti import read_label_map, read_volume, write_label_map, write_volume
 from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
-from medvisionllama.data.plan import Plan, make_plan
+from medvisionllama.data.plan import Plan
+from medvisionllama.data.planning import make_plan
 from medvisionllama.data.prepare import REMEMBERED_PLACES, foreground_places
 from medvisionllama.data.preprocess import label_to_model_grid, to_model_grid
 from medvisionllama.errors import InputError
@@ -204,7 +205,7 @@ def test_two_processes_may_prepare_at_once(task: Task, plan: Plan, cache: Path, 
         "import sys; from pathlib import Path\n"
         "from medvisionllama.data.dataset import BatchSource, prepare\n"
         "from medvisionllama.data.decathlon import read_task\n"
-        "from medvisionllama.data.plan import make_plan\n"
+        "from medvisionllama.data.planning import make_plan\n"
         "task = read_task(sys.argv[1]); plan = make_plan(task, task.cases)\n"
         "batch = BatchSource(prepare(task.cases, plan, Path(sys.argv[2])), (8, 8, 8), 4, 0.5, 7).batch(3)\n"
         "print(batch.cases, float(batch.image.double().sum()), int(batch.label.sum()))\n"

@@ -13,21 +13,15 @@ from medvisionllama.data.decathlon import Case, Task, read_task
 from medvisionllama.data.mirroring import Mirroring
 from medvisionllama.data.nifti import write_label_map, write_volume
 from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
-from medvisionllama.data.plan import (
-    EVEN_STRIDES,
+from medvisionllama.data.plan import EVEN_STRIDES, IGNORED, IntensityRule, Plan, read_plan, reduction, write_plan
+from medvisionllama.data.planning import (
     FOREGROUND_SAMPLES_PER_CASE,
-    IGNORED,
     MOST_TOKENS,
     MOST_WINDOW_VOXELS,
-    IntensityRule,
-    Plan,
     _strides,
     _window,
     fitted_to_memory,
     make_plan,
-    read_plan,
-    reduction,
-    write_plan,
 )
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import Shape, Volume

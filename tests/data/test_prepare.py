@@ -15,7 +15,8 @@ from medvisionllama.data.content import KnownContent
 from medvisionllama.data.decathlon import Case, Task, read_task
 from medvisionllama.data.nifti import read_label_map, write_label_map
 from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
-from medvisionllama.data.plan import IGNORED, Plan, make_plan
+from medvisionllama.data.plan import IGNORED, Plan
+from medvisionllama.data.planning import make_plan
 from medvisionllama.data.prepare import foreground_places, prepare
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import Volume

@@ -29,7 +29,8 @@ def _plan(options: argparse.Namespace) -> int:
     from medvisionllama.config import make_experiment
     from medvisionllama.data.dataset import refuse_unusable
     from medvisionllama.data.decathlon import read_task
-    from medvisionllama.data.plan import make_plan, read_plan, write_plan
+    from medvisionllama.data.plan import read_plan, write_plan
+    from medvisionllama.data.planning import make_plan
     from medvisionllama.data.splits import make_splits, read_splits
 
     task = read_task(options.dataset)

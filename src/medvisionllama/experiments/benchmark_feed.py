@@ -29,7 +29,7 @@ from medvisionllama.data.ahead import BatchesAhead
 from medvisionllama.data.augment import augment
 from medvisionllama.data.dataset import BatchSource, PreparedCase, prepare
 from medvisionllama.data.decathlon import read_task
-from medvisionllama.data.plan import make_plan
+from medvisionllama.data.planning import make_plan
 from medvisionllama.data.prepare import foreground_places
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import Shape

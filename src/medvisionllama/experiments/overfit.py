@@ -18,7 +18,8 @@ from torch import nn
 
 from medvisionllama.data.dataset import BatchSource, PreparedCase, prepare
 from medvisionllama.data.decathlon import read_task
-from medvisionllama.data.plan import Plan, make_plan
+from medvisionllama.data.plan import Plan
+from medvisionllama.data.planning import make_plan
 from medvisionllama.errors import InputError
 from medvisionllama.models.medvisionllama import ModelConfig, build
 from medvisionllama.models.zoo import MODELS, named
