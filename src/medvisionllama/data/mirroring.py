@@ -18,6 +18,10 @@ _OTHER_SIDE = {"left": "right", "lt": "rt", "lh": "rh", "l": "r"} | {"right": "l
 # What must follow a first letter that is to be a side. LV and RV are ventricles that no mirror makes of one another, L1
 # and R1 a vertebra and a rib.
 _PART = re.compile(r"[^\W\d_]{2}")
+# The heart's chambers are called by sides, but a mirror makes no left ventricle of a right one; the brain's lateral
+# ventricles it does.
+_CHAMBER = re.compile(r"ventricle|atrium|atrial")
+_OF_THE_BRAIN = re.compile(r"lateral|brain|horn")
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def mirroring_of(
 
     A side is a word (left, right, lt, rt, lh, rh, l, r), or the first letter where another name differs in it alone
     (``lkid`` and ``rkid``). What such a letter says is in doubt in ``LV`` and ``RV``, and in ``kidney`` beside
-    ``lkidney``: I is not mirrored then.
+    ``lkidney``: I is not mirrored then. Nor is it where ``left`` and ``right`` name chambers of the heart.
 
     A class that names a side whose counterpart is not there (``left atrium`` alone) would be on the wrong side in a
     mirror, hence no mirroring along I then. Classes that name no side may be mirrored as they are.
@@ -99,7 +103,8 @@ def _in_a_mirror(words: str, known: Collection[str]) -> str | None:
     """The name's counterpart; itself where it names no side; None where there is no counterpart among the known."""
     image = _SIDE.sub(lambda found: _OTHER_SIDE[found.group()], words)
     if image != words:
-        return image if image in known else None
+        of_the_heart = _CHAMBER.search(words) and not _OF_THE_BRAIN.search(words)
+        return image if image in known and not of_the_heart else None
     first, part = words[:1], words[1:]
     if first not in ("l", "r"):
         return words
