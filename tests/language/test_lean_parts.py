@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
-from medvisionllama.language import attention, attention_gradient, lean
+from medvisionllama.language import attention, attention_gradient, gated
 
 
 def heads(n_tokens: int, spread: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -41,12 +41,15 @@ def error(found: Tensor, exact: Tensor) -> float:
 
 # Scores whose spread is nought, the usual one, and so large that most weights are 0.
 @pytest.mark.parametrize("spread", [0.0, 1.0, 8.0])
-@pytest.mark.parametrize("edge", [7, 64])  # of 37 tokens: an uneven end, and one square for all
+@pytest.mark.parametrize(
+    ("keys", "scores"), [(7, 35), (64, 200), (64, 9999)]
+)  # of 37 tokens: both, one, none in pieces
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 3e-6)])
 def test_attentions_gradient_is_the_exact_one(
-    spread: float, edge: int, dtype: torch.dtype, bound: float, monkeypatch: pytest.MonkeyPatch
+    spread: float, keys: int, scores: int, dtype: torch.dtype, bound: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention_gradient, "_TOKENS_AT_ONCE", edge)
+    monkeypatch.setattr(attention_gradient, "_KEYS_AT_ONCE", keys)
+    monkeypatch.setattr(attention_gradient, "_SCORES_AT_ONCE", scores)
     *inputs, outer = heads(37, spread, dtype)
     before = [one.clone() for one in (*inputs, outer)]
     found = gradients(lambda *three: attention_gradient.attend(*three, 0.3), outer, *inputs)
@@ -73,12 +76,31 @@ def test_bfloat16_gradients_are_no_worse_than_the_fused_kernels(spread: float) -
     assert max(error(a, b) for a, b in zip(ours[1:], exact[1:], strict=True)) <= 0.011
 
 
+def test_a_product_times_a_factor_is_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(5)
+    factor, left, right = (torch.randn(*shape, generator=generator) for shape in ((70, 50), (70, 160), (50, 160)))
+    exact = factor.double() * (left.double() @ right.double().T)
+    torch.testing.assert_close(
+        attention_gradient._times_products(factor, left, right).double(), exact, atol=1e-4, rtol=1e-4
+    )
+    half = [one.to(torch.bfloat16) for one in (factor, left, right)]
+    exact = half[0].double() * (half[1].double() @ half[2].double().T)
+    before = half[0].clone()
+    errors = []
+    for _ in range(2):
+        errors.append(error(attention_gradient._times_products(*half), exact))
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert torch.equal(half[0], before)
+    assert errors[0] < 0.0018, "bfloat16 rounds to within 1/512, on average by 0.0017"
+    assert 0.002 < errors[1] < 0.003, "without oneDNN the product is rounded as well"
+
+
 def test_weights_far_from_even_need_the_shift(monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: with every row shifted alike, large scores are rounded worse."""
     *inputs, outer = heads(1500, 4.0, torch.bfloat16)
     exact = gradients(lambda *three: plain(*three, 0.25), outer.double(), *(one.double() for one in inputs))
     errors = []
-    for clamp in (Tensor.clamp_, lambda column, low, high: column.fill_(high)):
+    for clamp in (Tensor.clamp_, lambda column, low, high: column.copy_(high.expand_as(column))):
         monkeypatch.setattr(Tensor, "clamp_", clamp)
         found = gradients(lambda *three: attention_gradient.attend(*three, 0.25), outer, *inputs)
         errors.append(error(found[3], exact[3]))
@@ -156,17 +178,17 @@ def test_gated_unit_gives_autograds_bits_and_keeps_its_inputs_alone(
 ) -> None:
     from transformers.activations import ACT2FN
 
-    monkeypatch.setattr(lean, "_NUMBERS_AT_ONCE", 100)  # several pieces, the last one shorter
+    monkeypatch.setattr(gated, "_NUMBERS_AT_ONCE", 100)  # several pieces, the last one shorter
     act = ACT2FN[activation]
     generator = torch.Generator().manual_seed(2)
     gate, up, outer = (torch.randn(2, 7, 12, generator=generator).mul_(3).to(dtype) for _ in range(3))
-    found = gradients(lambda a, b: lean._Gated.apply(a, b, activation), outer, gate, up)
+    found = gradients(lambda a, b: gated._Gated.apply(a, b, activation), outer, gate, up)
     plainly = gradients(lambda a, b: act(a) * b, outer, gate, up)
     for one, other in zip(found, plainly, strict=True):
         torch.testing.assert_close(one, other, atol=0, rtol=1e-6)  # vector units and their rest may differ in a bit
     saved: list[Tensor] = []
     with saved_tensors_hooks(lambda one: saved.append(one) or one, lambda one: one):
-        lean._Gated.apply(gate.requires_grad_(), up.requires_grad_(), activation)
+        gated._Gated.apply(gate.requires_grad_(), up.requires_grad_(), activation)
     assert [one.data_ptr() for one in saved] == [gate.data_ptr(), up.data_ptr()]
 
 
@@ -177,4 +199,4 @@ def test_unknown_activations_are_left_to_the_module() -> None:
     mlp = LlamaMLP(numbers)  # type: ignore[no-untyped-call]
     x = torch.randn(1, 3, 8)
     expected = mlp(x)
-    assert torch.equal(lean.GatedMLP(mlp, "relu")(x), expected)
+    assert torch.equal(gated.GatedMLP(mlp, "relu")(x), expected)

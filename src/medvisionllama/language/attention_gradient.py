@@ -1,8 +1,8 @@
 """Attention on a CPU whose backward pass is little else than matrix products.
 
 torch's fused kernel is quick forward, but its backward pass takes twice the time of the products in it. Here that
-pass goes through the scores in squares of keys by queries, transposed, so that two of the three products that sum
-over queries or keys read their operands as they lie. Nothing runs along the rows of a square: a row's normaliser
+pass goes through the scores in blocks of keys by queries, transposed, so that two of the three products that sum
+over queries or keys read their operands as they lie. Nothing runs along the rows of a block: a row's normaliser
 and the mean of its gradient are written into additional columns of the operands, which makes their subtraction
 part of the products that are needed in any case:
 
@@ -16,6 +16,9 @@ probability of key j for query i is computed as 2^f_j 2^-e_i exp(x_ij), with pow
 the most weight near 0: f_j follows the weight that the mean query gives to key j, for a key that every query looks at
 (an "attention sink") may hold thousands of times another's, and e_i how far query i is from that. The powers go
 into V and dO, where they cost no accuracy.
+
+Products over some of the queries add themselves to those before them, which rounds their sum to the number format; sums
+over heads, and over keys where these take several blocks, are kept in float32.
 """
 
 from __future__ import annotations
@@ -27,10 +30,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Edge of a square of scores: 2 MB in bfloat16. Smaller ones spend more on laying out the products' operands.
-_TOKENS_AT_ONCE = 1024
+# How many keys to take at a time. Products read their operands fastest in high and narrow blocks of scores, and where
+# a block has all keys, the gradient of its queries is one product.
+_KEYS_AT_ONCE = 4096
+# How many scores to take at a time: 4 MB in bfloat16. Fewer queries at a time make for more sums, each rounded.
+_SCORES_AT_ONCE = 1 << 21
 # Powers of two beyond this would leave the range of numbers when they meet large gradients.
 _EXPONENT_AT_MOST = 32
+# How many rows of all heads to take at a time where they are summed: a cacheful.
+_ROWS_AT_ONCE = 1024
 # Columns added to the operands: four are used, the others keep the width a multiple of what is multiplied at once.
 _COLUMNS_ADDED = 32
 
@@ -71,41 +79,46 @@ class _Attention(torch.autograd.Function):
             one.new_empty(one.shape[0], one.shape[2], one.shape[1], one.shape[3]).transpose(1, 2)
             for one in (query, key, value)
         )
-        squares = _Squares(query, ctx.scaling)
         delta = _products_of_rows(outer[0], attended)
-        repeats = query.shape[1] // key.shape[1]
+        G = key.shape[1]
+        repeats = query.shape[1] // G
+        scores = _Scores(query, repeats, ctx.scaling)
         for b in range(query.shape[0]):
-            for group in range(key.shape[1]):
-                squares.share(key[b, group], value[b, group])
-                for head in range(group * repeats, (group + 1) * repeats):
-                    squares.attend(query[b, head], outer[0][b, head], delta[b, head], log_sum[b, head])
-                    torch.mul(squares.query_grad, ctx.scaling, out=query_grad[b, head])
-                key_grad[b, group], value_grad[b, group] = squares.key_grad, squares.value_grad
+            for group in range(G):
+                heads = slice(group * repeats, (group + 1) * repeats)
+                scores.share(key[b, group], value[b, group])
+                scores.attend(query[b, heads], outer[0][b, heads], delta[b, heads], log_sum[b, heads])
+                query_grad[b, heads] = scores.query_grad.mul_(ctx.scaling)
+                key_grad[b, group], value_grad[b, group] = scores.key_grad, scores.value_grad
         return query_grad, key_grad, value_grad, None
 
 
-class _Squares:
-    """Operands, squares of scores and sums of one head at a time, in memory that all heads use in turn.
+class _Scores:
+    """Operands, scores and sums of the R heads that share a key head, in memory that all such groups use in turn.
 
     Attributes:
-        query_grad: Of the latest head, (N, D) in float32, and still to be multiplied by the factor on the scores.
-        key_grad: Of all heads since `share`, (N, D) in float32.
+        query_grad: Of the latest heads, (R, N, D) in float32, and still to be multiplied by the factor on the scores.
+        key_grad: Of all of these heads, (N, D) in float32.
         value_grad: The same for the values.
     """
 
-    def __init__(self, like: Tensor, scaling: float) -> None:
+    def __init__(self, like: Tensor, R: int, scaling: float) -> None:
         N, D = like.shape[2:]
-        self.scaling = scaling
-        self.N, self.D, self.edge = N, D, min(N, _TOKENS_AT_ONCE)
-        self.queries, self.outer, self.keys, self.values = like.new_zeros(4, N, D + _COLUMNS_ADDED)
+        self.D, self.scaling = D, scaling
+        keys_at_once = max(1, min(N, _KEYS_AT_ONCE))
+        queries_at_once = max(1, min(N, _SCORES_AT_ONCE // keys_at_once))
+        self.keyed, self.asked = _slices(N, keys_at_once), _slices(N, queries_at_once)
+        self.queries, self.outer = like.new_zeros(2, R, N, D + _COLUMNS_ADDED)
+        self.keys, self.values = like.new_zeros(2, N, D + _COLUMNS_ADDED)
         self.keys[:, D : D + 2] = 1
-        self.queries[:, D + 2 : D + 4] = 1
-        self.probabilities, self.scores_grad = like.new_empty(2, self.edge * self.edge)
+        self.queries[:, :, D + 2 : D + 4] = 1
         self.value = like.new_empty(N, D)
-        self.key_scale = like.new_empty(N, 1)
-        self.part = like.new_empty(self.edge, D)
+        self.probabilities = like.new_empty(keys_at_once * queries_at_once)
+        self.query_part = like.new_empty(queries_at_once, D)
+        self.key_part, self.value_part = like.new_empty(2, N, D)
         sum_format = torch.promote_types(like.dtype, torch.float32)
-        self.query_grad, self.key_grad, self.value_grad = like.new_zeros(3, N, D, dtype=sum_format)
+        self.query_grad = like.new_empty(R, N, D, dtype=sum_format)
+        self.key_grad, self.value_grad = like.new_empty(2, N, D, dtype=sum_format)
 
     def share(self, key: Tensor, value: Tensor) -> None:
         """Take the key head (N, D) and value head of the heads to come."""
@@ -114,76 +127,103 @@ class _Squares:
         self.value_grad.zero_()
 
     def attend(self, query: Tensor, outer: Tensor, delta: Tensor, log_sum: Tensor) -> None:
-        """Find the gradients of one head: of what it asked (N, D), and where it looked.
+        """Find the gradients of the heads: of what they asked, and where they looked.
 
         Args:
-            query: (N, D).
-            outer: Gradient of what the head attended to, (N, D).
-            delta: What `_products_of_rows` gives of that and of what it attended to, (N).
-            log_sum: Logarithms of the sums of its exponentiated scores, (N).
+            query: (R, N, D).
+            outer: Gradient of what the heads attended to, (R, N, D).
+            delta: What `_products_of_rows` gives of that and of what they attended to, (R, N).
+            log_sum: Logarithms of the sums of their exponentiated scores, (R, N).
         """
-        self._lay_out(query, outer, delta, log_sum)
-        D, queries, outer = self.D, self.queries, self.outer
-        self.query_grad.zero_()
-        for keyed in self._slices():
-            keys, values = self.keys[keyed], self.values[keyed]
-            for asked in self._slices():
-                shape = len(keys), len(queries[asked])
-                probabilities, scores_grad = (
-                    one[: shape[0] * shape[1]].view(shape) for one in (self.probabilities, self.scores_grad)
-                )
-                torch.mm(keys, queries[asked].T, out=probabilities).exp_()
-                self._add(self.value_grad[keyed], probabilities, outer[asked, :D], self.key_scale[keyed])
-                torch.mm(values, outer[asked].T, out=scores_grad).mul_(probabilities)
-                self._add(self.key_grad[keyed], scores_grad, queries[asked, :D])
-                self._add(self.query_grad[asked], scores_grad.T, keys[:, :D])
-
-    def _lay_out(self, query: Tensor, outer: Tensor, delta: Tensor, log_sum: Tensor) -> None:
-        """Write one head's operands, with what is to be subtracted in their additional columns."""
-        D = self.D
-        torch.mul(query, self.scaling, out=self.queries[:, :D])
-        keys = self.keys[:, :D]
-        # How far the mean query prefers each key to the others.
-        preferred = (keys @ self.queries[:, :D].mean(0)).to(log_sum.dtype)
-        preferred -= preferred.mean()
-        key_exponent = (preferred / math.log(2)).clamp(-_EXPONENT_AT_MOST, _EXPONENT_AT_MOST).round_()
-        self.key_scale[:, 0] = torch.exp2(key_exponent)
-        torch.mul(self.value, self.key_scale, out=self.values[:, :D])
-        self.values[:, D : D + 2] = self.key_scale
+        self.queries[..., : self.D].copy_(query).mul_(self.scaling)
+        key_exponent = self._key_exponents()
         shifts = key_exponent * math.log(2)
-        self._split(self.keys, D + 2, -shifts)
-        # Were a row's scores less these shifts normal with variance s, each key weighted by its power, then log_sum -
-        # total - mean would be s / 2, and the mean by the row's own weights mean + s. No probability depends on how
-        # true that is, only how well it is rounded.
-        total = float(shifts.logsumexp(0))
-        weights = (shifts - total).exp_()
-        mean = self.queries[:, :D] @ (weights.to(keys.dtype) @ keys) - weights @ shifts
-        exponent = (2 * total + mean - log_sum) / math.log(2)
-        exponent.clamp_(float(key_exponent.mean()), total / math.log(2)).round_()
-        self._split(self.queries, D, exponent * math.log(2) - log_sum)
+        exponent = self._exponents(shifts, log_sum)
+        self._split(self.queries, exponent * math.log(2) - log_sum)
         back = torch.exp2(-exponent)
-        torch.mul(outer, back[:, None], out=self.outer[:, :D])
-        self._split(self.outer, D, -delta * back)
+        self.outer[..., : self.D].copy_(outer).mul_(back[..., None].to(outer.dtype))
+        self._split(self.outer, -delta * back)
+        self.query_grad.zero_()
+        for r, key_scale in enumerate(torch.exp2(key_exponent).to(outer.dtype)[..., None]):
+            self._split(self.keys[:, 2:], -shifts[r])
+            self.values[:, : self.D].copy_(self.value).mul_(key_scale)
+            self.values[:, self.D : self.D + 2] = key_scale
+            self._attend_alone(self.queries[r], self.outer[r], self.query_grad[r])
+            self.key_grad += self.key_part
+            self.value_grad += self.value_part.mul_(key_scale)
 
-    def _split(self, operand: Tensor, at: int, column: Tensor) -> None:
-        """A float32 column as the sum of two of the operand's number format, the first of them number `at`."""
+    def _attend_alone(self, queries: Tensor, outer: Tensor, query_grad: Tensor) -> None:
+        """One head's part of the gradients of keys and values, and all of that of its queries (N, D)."""
+        D = self.D
+        self.key_part.zero_()
+        self.value_part.zero_()
+        for keyed in self.keyed:
+            keys, values = self.keys[keyed], self.values[keyed]
+            key_part, value_part = self.key_part[keyed], self.value_part[keyed]
+            for asked in self.asked:
+                its_queries, its_outer = queries[asked], outer[asked]
+                shape = len(keys), len(its_queries)
+                probabilities = self.probabilities[: shape[0] * shape[1]].view(shape)
+                torch.mm(keys, its_queries.T, out=probabilities).exp_()
+                torch.addmm(value_part, probabilities, its_outer[:, :D], out=value_part)
+                scores_grad = _times_products(probabilities, values, its_outer)
+                torch.addmm(key_part, scores_grad, its_queries[:, :D], out=key_part)
+                query_grad[asked] += torch.mm(scores_grad.T, keys[:, :D], out=self.query_part[: shape[1]])
+
+    def _key_exponents(self) -> Tensor:
+        """How far the mean query of each head prefers each key to the others, in powers of two, (R, N)."""
+        queries, keys = self.queries[..., : self.D], self.keys[:, : self.D]
+        preferred = (queries.mean(1) @ keys.T).to(self.key_grad.dtype)
+        preferred -= preferred.mean(-1, keepdim=True)
+        exponent: Tensor = (preferred / math.log(2)).clamp(-_EXPONENT_AT_MOST, _EXPONENT_AT_MOST).round_()
+        return exponent
+
+    def _exponents(self, shifts: Tensor, log_sum: Tensor) -> Tensor:
+        """How far each query is from the mean one, in powers of two, (R, N).
+
+        Were a row's scores less the shifts normal with variance s, each key weighted by its power, then log_sum -
+        total - mean would be s / 2, and the mean by the row's own weights mean + s. No probability depends on how
+        true that is, only how well it is rounded.
+        """
+        queries, keys = self.queries[..., : self.D], self.keys[:, : self.D]
+        total = shifts.logsumexp(-1, keepdim=True)
+        weights = (shifts - total).exp_()
+        centre = weights.to(keys.dtype) @ keys
+        mean = (queries @ centre[..., None])[..., 0] - (weights * shifts).sum(-1, keepdim=True)
+        exponent: Tensor = (2 * total + mean - log_sum) / math.log(2)
+        return exponent.clamp_(shifts.mean(-1, keepdim=True) / math.log(2), total / math.log(2)).round_()
+
+    def _split(self, operand: Tensor, column: Tensor) -> None:
+        """Write a float32 column behind the D first as the sum of two of the operand's number format."""
         high = column.to(operand.dtype)
-        operand[:, at], operand[:, at + 1] = high, column - high.to(column.dtype)
+        operand[..., self.D], operand[..., self.D + 1] = high, column - high.to(column.dtype)
 
-    def _add(self, total: Tensor, left: Tensor, right: Tensor, scale: Tensor | None = None) -> None:
-        """Sum products in float32, whatever they are rounded to; `scale` (rows, 1) holds powers of two."""
-        part = torch.mm(left, right, out=self.part[: len(left)])
-        total += part if scale is None else part.mul_(scale)
 
-    def _slices(self) -> list[slice]:
-        return [slice(start, start + self.edge) for start in range(0, self.N, self.edge)]
+def _times_products(factor: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """The products left @ right.T, each times a factor of its own: (N, M) of (N, D) and (M, D).
+
+    oneDNN multiplies before it rounds, and spares a pass over the result. torch's compiler calls it by this inner
+    name; no other function of torch does both at once.
+    """
+    if (
+        left.dtype == torch.bfloat16
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    ):
+        product: Tensor = torch.ops.mkldnn._linear_pointwise.binary(left, factor, right, None, "mul")
+        return product
+    return torch.mm(left, right.T).mul_(factor)
+
+
+def _slices(length: int, step: int) -> list[slice]:
+    return [slice(start, start + step) for start in range(0, length, step)]
 
 
 def _products_of_rows(one: Tensor, other: Tensor) -> Tensor:
     """Sums over D of the products of two tensors (B, H, N, D), (B, H, N) in float32."""
     sum_format = torch.promote_types(one.dtype, torch.float32)
     sums = one.new_empty(one.shape[:3], dtype=sum_format)
-    step = max(1, _TOKENS_AT_ONCE // one.shape[1])
+    step = max(1, _ROWS_AT_ONCE // one.shape[1])
     for start in range(0, one.shape[2], step):
         some = slice(start, start + step)
         # In memory all heads of a token lie side by side: they are read as they lie.

@@ -6,7 +6,7 @@
 Rotary positions and masks are gone, so that permuting the tokens permutes the result and nothing else
 (Kumar et al., MedVisionLlama, 2024, section "LLM integration"; after Pang et al., ICLR 2024, who put a
 frozen layer of LLaMA behind a vision transformer). The layer is the one of `transformers`; only what stands in
-`lean` is computed in another way.
+`lean` and `gated` is computed in another way.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from medvisionllama.errors import InputError
 from medvisionllama.language.attention import register
 from medvisionllama.language.families import Family, config_faults_told, family_of
 from medvisionllama.language.fetch import Located, locate, model_numbers
+from medvisionllama.language.gated import GatedMLP
 from medvisionllama.language.layout import check_shapes, digest, resolve_layers
-from medvisionllama.language.lean import FrozenRMSNorm, GatedMLP, PositionFreeAttention
+from medvisionllama.language.lean import FrozenRMSNorm, PositionFreeAttention
 from medvisionllama.language.source import Source, find_source
 
 Init = Literal["pretrained", "random", "random-matched", "shuffled"]
@@ -442,7 +443,7 @@ def _made_lean(layers: nn.ModuleList, norm: nn.Module | None, activation: str, *
         for name, part in list(layer.named_children()) if frozen else []:
             if type(part).__name__.endswith("RMSNorm"):
                 setattr(layer, name, FrozenRMSNorm(part))
-    return FrozenRMSNorm(norm) if norm is not None and frozen else norm
+    return FrozenRMSNorm(norm, keeps_result=True) if norm is not None and frozen else norm
 
 
 def _fill(block: LanguageBlock, tensors: Mapping[str, Tensor], config: BlockConfig) -> None:
