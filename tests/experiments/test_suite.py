@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,9 +16,9 @@ import numpy as np
 import pytest
 
 from medvisionllama.errors import InputError
-from medvisionllama.experiments import suite
+from medvisionllama.experiments import launchers, suite
 from medvisionllama.experiments.cells import Cell
-from medvisionllama.experiments.launchers import Job, launch, launch_slurm, together, write_slurm_script
+from medvisionllama.experiments.launchers import Job, gathered, launch, launch_slurm, together, write_slurm_script
 from medvisionllama.experiments.rows import read_row, read_rows, row_path, write_row
 from medvisionllama.experiments.source import state_of_source
 from medvisionllama.experiments.suite import Walked, Work, walk
@@ -134,6 +136,27 @@ def test_a_fault_of_the_program_is_tried_twice_and_leaves_its_traceback(
     assert "on purpose" in (work.runs / f"{cell.name}.fault.txt").read_text()
 
 
+def test_a_fault_that_is_gone_at_the_second_attempt_is_no_fault(
+    cell: Cell, work_of: WorkOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def hiccup(*given: object) -> str:
+        tries.append(1)
+        if len(tries) == 1:
+            raise OSError("the disk was busy")
+        return "measured"
+
+    monkeypatch.setattr(suite, "measure", hiccup)
+    walked = walk(work_of(cell), tell=lambda line: None)
+    assert (walked.ended, walked.faults) == ({cell.name: "measured"}, {})
+
+
+def test_one_setting_under_two_labels_is_measured_once(cell: Cell, work_of: WorkOf) -> None:
+    walked = walk(work_of(cell, replace(cell, model="the-same")), tell=lambda line: None)
+    assert list(walked.ended.values()) == ["measured", "there already"]
+
+
 HOLD = """
 import sys, time
 from filelock import FileLock
@@ -170,6 +193,30 @@ def test_two_processes_share_the_work_and_measure_the_same(cell: Cell, work_of: 
     alone = replace(work, rows=tmp_path / "alone", runs=tmp_path / "alone_runs")
     walk(alone, tell=lambda line: None)
     assert scores(work) == scores(alone)
+
+
+def dying_walk(work: Work, worker: int = 0, workers: int = 1) -> Walked:
+    """The second worker is killed before it has done anything."""
+    if worker == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return walk(work, worker, workers)
+
+
+def test_a_killed_worker_takes_nobody_with_it(cell: Cell, work_of: WorkOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launchers, "walk", dying_walk)
+    work, told = work_of(*two(cell)), []
+    walked = launch("local", work, 2, told.append)
+    assert sorted(walked.ended.values()) == ["measured", "measured"]
+    assert walked.lost == told
+    assert told[0].startswith("worker 2 of 2 was lost: BrokenProcessPool")
+
+
+def test_what_nobody_can_do_is_told_as_it_is() -> None:
+    def refused() -> Walked:
+        raise InputError("a row was edited")
+
+    with pytest.raises(InputError, match="a row was edited"):
+        gathered([refused], print)
 
 
 def test_submitit_runs_workers_without_a_cluster(cell: Cell, work_of: WorkOf) -> None:
@@ -214,6 +261,23 @@ def test_two_ray_workers_share_the_work(cell: Cell, work_of: WorkOf) -> None:
     work = work_of(*two(cell))
     assert set(launch("ray", work, 2).ended.values()) == {"measured"}
     assert len(read_rows(work.rows)) == 2
+
+
+@pytest.mark.slow
+def test_ray_workers_join_the_cluster_that_is_there(
+    cell: Cell, work_of: WorkOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    try:
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        told: list[str] = []
+        assert set(launch("ray", work_of(*two(cell)), 2, told.append).ended.values()) == {"measured"}
+        assert told == []  # that it has to do with this machine alone
+    finally:
+        cluster.shutdown()
 
 
 def test_the_source_is_named_by_commit_archive_or_version(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Who walks: processes of this machine, jobs of a Slurm cluster, or workers of Ray. All walk the same list.
 
 A launcher decides nothing but where workers run. Since every worker looks for work by itself, one more or one less,
-or a second launch beside the first, changes nothing but the time it takes.
+or a second launch beside the first, changes nothing but the time it takes. A worker that dies is told; the others go
+on, and its cell is theirs, or the next launch's.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
@@ -59,8 +62,8 @@ def launch(
     if launcher == "local":
         return launch_local(work, workers, tell, listener)
     if launcher == "ray":
-        return launch_ray(work, workers)
-    return launch_slurm(work, workers, job, cluster="slurm" if launcher == "slurm" else "local")
+        return launch_ray(work, workers, tell)
+    return launch_slurm(work, workers, job, cluster="slurm" if launcher == "slurm" else "local", tell=tell)
 
 
 def launch_local(work: Work, processes: int, tell: Tell = print, listener: Listener | None = None) -> Walked:
@@ -70,13 +73,18 @@ def launch_local(work: Work, processes: int, tell: Tell = print, listener: Liste
     """
     if processes == 1:
         return walk(work, tell=tell, listener=listener)
-    # Spawned, not forked: a forked process inherits torch's threads and locks in whatever state they are.
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        walks = [pool.submit(walk, _with_threads(work, processes), worker, processes) for worker in range(processes)]
-        return together([each.result() for each in walks])
+    # Spawned, not forked: a forked process inherits torch's threads and locks in whatever state they are. A pool for
+    # each: one that loses a process ends all of its others.
+    with ExitStack() as stack:
+        pools = [stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn"))) for _ in range(processes)]
+        shared = _with_threads(work, processes)
+        walks = [pool.submit(walk, shared, worker, processes) for worker, pool in enumerate(pools)]
+        return gathered([each.result for each in walks], tell)
 
 
-def launch_slurm(work: Work, jobs: int, job: Job, cluster: Literal["slurm", "local"] = "slurm") -> Walked:
+def launch_slurm(
+    work: Work, jobs: int, job: Job, cluster: Literal["slurm", "local"] = "slurm", tell: Tell = print
+) -> Walked:
     """So many jobs by submitit, waited for; ``local`` runs them as processes here, which is how it is tested.
 
     Raises:
@@ -101,11 +109,11 @@ def launch_slurm(work: Work, jobs: int, job: Job, cluster: Literal["slurm", "loc
         name="medvisionllama",
         **own,
     )
-    walks = executor.map_array(walk, [work] * jobs, range(jobs), [jobs] * jobs)
-    return together([each.result() for each in walks])
+    walks = executor.map_array(walk, [_absolute(work)] * jobs, range(jobs), [jobs] * jobs)
+    return gathered([each.result for each in walks], tell)
 
 
-def launch_ray(work: Work, workers: int) -> Walked:
+def launch_ray(work: Work, workers: int, tell: Tell = print) -> Walked:
     """So many workers of Ray: of the cluster that this machine belongs to, else of this machine alone.
 
     Raises:
@@ -117,12 +125,18 @@ def launch_ray(work: Work, workers: int) -> Walked:
         raise _not_installed("ray", "ray") from error
     began = not ray.is_initialized()
     if began:
-        ray.init(num_cpus=max(workers, os.cpu_count() or 1), include_dashboard=False, log_to_driver=False)
+        try:  # what Ray itself finds: RAY_ADDRESS, or a cluster that runs on this machine
+            ray.init(address="auto", log_to_driver=False)
+        except ConnectionError:
+            tell("Ray finds no cluster: its workers run on this machine alone")
+            cores = max(workers, os.cpu_count() or 1)
+            ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False)
     try:
         gpus = 1 if work.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= workers else 0
         remote = ray.remote(num_cpus=1, num_gpus=gpus)(walk)
-        walks = [remote.remote(_with_threads(work, workers), worker, workers) for worker in range(workers)]
-        return together(ray.get(walks))
+        shared = _absolute(_with_threads(work, workers))
+        walks = [remote.remote(shared, worker, workers) for worker in range(workers)]
+        return gathered([partial(ray.get, each) for each in walks], tell)
     finally:
         if began:
             ray.shutdown()
@@ -159,6 +173,28 @@ def write_slurm_script(command: Sequence[str], path: Path, jobs: int, job: Job, 
     return path
 
 
+def gathered(results: Sequence[Callable[[], Walked]], tell: Tell) -> Walked:
+    """Wait for every worker, and say what became of the cells; a worker that died takes nobody with it.
+
+    Args:
+        results: Waits for one worker and gives its walk, or raises what ended it.
+        tell: Told of each worker that was lost.
+
+    Raises:
+        InputError: A worker found that the work cannot be done by anybody.
+    """
+    walks, lost = [], []
+    for worker, result in enumerate(results, 1):
+        try:
+            walks.append(result())
+        except InputError:
+            raise
+        except Exception as error:  # whatever a launcher says of a process that was killed, or a node that went down
+            lost.append(f"worker {worker} of {len(results)} was lost: {_in_short(error)}")
+            tell(lost[-1])
+    return replace(together(walks), lost=lost)
+
+
 def together(walks: Sequence[Walked]) -> Walked:
     """What became of each cell over all walks: measured by one counts for all."""
     order = ("measured", "there already", "failed", "held by another")
@@ -171,6 +207,23 @@ def together(walks: Sequence[Walked]) -> Walked:
         merged.faults |= each.faults
     merged.faults = {name: fault for name, fault in merged.faults.items() if merged.ended[name] == "failed"}
     return merged
+
+
+def _in_short(error: Exception) -> str:
+    """The last line of what may be a traceback from another machine."""
+    lines = [line for line in str(error).splitlines() if line.strip(" -=")]
+    return f"{type(error).__name__}: {lines[-1].strip() if lines else 'without a word'}"
+
+
+def _absolute(work: Work) -> Work:
+    """The same folders for a process that starts in another one."""
+    return replace(
+        work,
+        datasets={name: folder.absolute() for name, folder in work.datasets.items()},
+        rows=work.rows.absolute(),
+        runs=work.runs.absolute(),
+        cache=work.cache.absolute() if work.cache else None,
+    )
 
 
 def _with_threads(work: Work, processes: int) -> Work:

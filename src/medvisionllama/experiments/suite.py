@@ -63,10 +63,17 @@ class Work:
 
 @dataclass
 class Walked:
-    """How the cells of a walk ended, by their names."""
+    """How the cells of a walk ended, by their names.
+
+    Attributes:
+        ended: Each cell's last attempt.
+        faults: Why, for those that failed to the end.
+        lost: Workers that ended before they had walked the list, and why.
+    """
 
     ended: dict[str, Ended] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
 
     def named(self, how: Ended) -> list[str]:
         """The cells that ended so."""
@@ -101,8 +108,11 @@ def walk(work: Work, worker: int = 0, workers: int = 1, tell: Tell = print, list
                 ended, fault = "failed", f"{type(error).__name__}: {error}"
                 write_text(work.runs / f"{cell.name}.fault.txt", traceback.format_exc())
             walked.ended[cell.name] = ended
+            walked.faults.pop(cell.name, None)  # of the attempt before
             if ended == "failed":
                 walked.faults[cell.name] = fault
+            elif ended == "measured":
+                known.add(cell.key)  # another may have this key under other labels
             if ended in ("measured", "failed"):
                 note = f": {fault}" if ended == "failed" else ""
                 tell(f"{cell.name}: {ended} after {time.perf_counter() - started:.0f} s{note}")
