@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from medvisionllama.experiments.cells import Cell, completed, folder_digest, key_of
+from medvisionllama.data.splits import read_splits
+from medvisionllama.experiments import cells
+from medvisionllama.experiments.cells import Cell, completed, folder_digest, key_of, splits_digest
+from medvisionllama.experiments.pretraining import PLANNED_TASK, study_cells
+from medvisionllama.experiments.rows import read_row
 from medvisionllama.models.zoo import PEERS, named, with_block
+from tests.experiments.row_maker import make_row
 from tests.language.tiny_models import full_model
 
 SMALL = replace(named("medvisionllama-u"), width=16)
@@ -67,6 +73,44 @@ def test_a_block_is_known_by_what_its_folder_holds(cell: Cell, tmp_path: Path) -
     assert replace(cell, config=with_block(SMALL, str(there))).key != a.key
 
 
+def test_a_large_model_is_known_by_the_layers_in_use(
+    cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cells, "READ_WHOLE_BYTES", 1024)
+    model = full_model("llama")
+    model.save_pretrained(tmp_path / "one")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+
+    def key(folder: Path, layer: int = -1) -> str:
+        folder_digest.cache_clear()
+        config = with_block(SMALL, str(folder))
+        block = replace(config.middle.block, layers=(layer,))
+        return replace(cell, config=replace(config, middle=replace(config.middle, block=block))).key
+
+    def changed_at(name: str) -> Path:
+        """A file of the same size with other numbers in one tensor."""
+        weights = load_file(tmp_path / "one" / "model.safetensors")
+        assert name in weights
+        other = shutil.copytree(tmp_path / "one", tmp_path / f"other {name}")
+        save_file(weights | {name: weights[name] + 1}, other / "model.safetensors", metadata={"format": "pt"})
+        return Path(other)
+
+    as_it_was = key(tmp_path / "one")
+    assert key(tmp_path / "shards") == as_it_was
+    in_the_last, in_the_first = (changed_at(f"model.layers.{n}.mlp.up_proj.weight") for n in (2, 0))
+    assert key(in_the_last) != as_it_was
+    assert key(in_the_first) == as_it_was
+    assert key(in_the_first, layer=0) != key(tmp_path / "one", layer=0)
+
+
+def test_the_digest_of_a_small_folder_stays_what_rows_hold(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"some weights")
+    whole = b"config.json/2/{}model.safetensors/12/some weights"
+    assert folder_digest(tmp_path) == f"folder:{sha256(whole).hexdigest()[:16]}"
+
+
 @pytest.mark.parametrize("kind", ["none", "language", "peer"])
 def test_a_setting_added_later_leaves_older_rows_what_they_are(cell: Cell, kind: str) -> None:
     config = {"none": cell.config, "language": SMALL, "peer": PEERS["dynunet"]}[kind]
@@ -85,3 +129,44 @@ def test_names_tell_people_and_differ(cell: Cell) -> None:
     assert len(set(names)) == len(names)
     assert cell.name == f"Phantom-vit-u-100pc-f0-s0-{cell.key[:8]}"
     assert "minilm-l6-shuffled" in replace(changed(cell)["init"], model="medvisionllama-u", block="minilm-l6").name
+
+
+ROWS = Path(__file__).resolve().parents[2] / "docs" / "results" / "does-pretraining-matter" / "rows"
+SPLITS = ROWS.parents[1] / "task04-native" / "splits.json"
+
+
+def strangers(rows: Path) -> list[str]:
+    """Files of the study that no cell of the plan has the key of: they would be measured again."""
+    digest = splits_digest(read_splits(SPLITS))
+    known = {planned.key for planned in study_cells([(PLANNED_TASK, digest)])}
+    files = sorted(rows.glob("*.json"))
+    return [path.name for path in files if (row := read_row(path)).block in ("", "minilm-l6") and row.key not in known]
+
+
+def test_every_committed_row_is_a_cell_of_the_study() -> None:
+    assert any(ROWS.glob("*.json"))
+    assert strangers(ROWS) == []
+
+
+def test_a_row_of_other_settings_is_a_stranger(cell: Cell, tmp_path: Path) -> None:
+    digest = splits_digest(read_splits(SPLITS))
+    longer, planned = (study_cells([(PLANNED_TASK, digest)], seeds=(0,), steps=n)[1] for n in (999, 1000))
+    make_row(planned, tmp_path, {"test": [0.5]})
+    assert strangers(tmp_path) == []
+    make_row(longer, tmp_path, {"test": [0.5]})
+    assert strangers(tmp_path) == [f"{longer.name}.json"]
+
+
+@pytest.mark.real_data
+def test_every_committed_row_of_the_second_block_is_a_cell_too(real_data: Path) -> None:
+    folder = real_data / "weights" / "stories260K" / "hf"
+    if not folder.is_dir():
+        pytest.skip("the second block is not at hand")
+    second = study_cells(
+        [(PLANNED_TASK, splits_digest(read_splits(SPLITS)))],
+        networks=["medvisionllama-u"],
+        middles=["shuffled", "pretrained"],
+        blocks=[("stories260K", str(folder))],
+    )
+    rows = [row for path in ROWS.glob("*.json") if (row := read_row(path)).block == "stories260K"]
+    assert {row.key for row in rows} <= {cell.key for cell in second}

@@ -7,6 +7,7 @@ computes and how tables label it is not among them.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -16,13 +17,17 @@ from typing import Any, get_args
 from medvisionllama.config import Experiment
 from medvisionllama.data.plan import Protocol
 from medvisionllama.data.splits import Splits
+from medvisionllama.language.families import family_of
+from medvisionllama.language.fetch import locate
+from medvisionllama.language.layout import digest as digest_of_tensors
+from medvisionllama.language.source import find_source
 from medvisionllama.models.medvisionllama import ModelConfig
 from medvisionllama.models.network import NetworkConfig
 from medvisionllama.recipe import Recipe
 from medvisionllama.run_folder import to_json
 
 KEY_LETTERS = 16
-# Files of a language model's folder up to this size are read for its digest; of larger ones name and size count.
+# A language model's folder of files up to this size is read whole for its digest; of a larger one the layers in use.
 READ_WHOLE_BYTES = 64 * 2**20
 
 
@@ -60,11 +65,11 @@ class Cell:
         """All that decides the result, in plain JSON: a folder of weights stands as what it holds."""
         config = asdict(self.config)
         if isinstance(self.config, ModelConfig):
-            source = Path(self.config.middle.block.source)
+            block = self.config.middle.block
             if self.config.middle.kind == "none":
                 del config["middle"]["block"]  # no block stands there, whatever its settings
-            elif source.is_dir():
-                config["middle"]["block"]["source"] = folder_digest(source)
+            elif (folder := Path(block.source)).is_dir():
+                config["middle"]["block"]["source"] = folder_digest(folder, block.layers, block.final_norm)
         own = {
             "task": self.task,
             "protocol": self.protocol,
@@ -136,16 +141,37 @@ def splits_digest(splits: Splits) -> str:
 
 
 @lru_cache
-def folder_digest(folder: Path) -> str:
-    """What a language model's folder holds: configuration and weights, wherever it lies."""
+def folder_digest(folder: Path, layers: tuple[int, ...] = (-1,), final_norm: bool = True) -> str:
+    """What a language model's folder holds, wherever it lies: configuration and weights.
+
+    Args:
+        folder: In Hugging Face layout.
+        layers: Those in use: of a large model no others are read, however its weights are divided into files.
+        final_norm: Whether the model's final norm is in use.
+
+    Raises:
+        InputError: A large model has no such layer, or its files cannot be read.
+    """
     digest = sha256()
-    for path in sorted(folder.iterdir()):
-        if path.name == "config.json" or path.suffix in (".safetensors", ".bin"):
-            size = path.stat().st_size
-            digest.update(f"{path.name}/{size}/".encode())
-            if size <= READ_WHOLE_BYTES:
-                digest.update(path.read_bytes())
+    files = [p for p in sorted(folder.iterdir()) if p.name == "config.json" or p.suffix in (".safetensors", ".bin")]
+    if any(path.suffix == ".safetensors" and path.stat().st_size > READ_WHOLE_BYTES for path in files):
+        digest.update((folder / "config.json").read_bytes())
+        for layer in _layer_digests(folder, layers, final_norm):
+            digest.update(layer.encode())
+        return f"folder:{digest.hexdigest()[:KEY_LETTERS]}"
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name}/{size}/".encode())
+        if size <= READ_WHOLE_BYTES:
+            digest.update(path.read_bytes())
     return f"folder:{digest.hexdigest()[:KEY_LETTERS]}"
+
+
+def _layer_digests(folder: Path, layers: tuple[int, ...], final_norm: bool) -> Iterator[str]:
+    located = locate(find_source(str(folder)), layers, cache=None, hub=None)
+    family = family_of(located.numbers, source=str(folder))
+    for index, checkpoint in located.layers.items():
+        yield digest_of_tensors(checkpoint.read(checkpoint.layer_names(family, index, final_norm=final_norm)))
 
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:
