@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import shlex
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +15,11 @@ import pytest
 
 from medvisionllama.cli import main
 from medvisionllama.data.decathlon import read_task
-from medvisionllama.data.nifti import write_label_map
+from medvisionllama.data.nifti import read_label_map, write_label_map
 from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
 from medvisionllama.data.splits import make_splits
 from medvisionllama.errors import InputError
+from medvisionllama.evaluate import evaluate_folders
 from medvisionllama.experiments.outside import score_outside
 from medvisionllama.experiments.paper_tables import RIVALS, TABLES, Budget, table_cells
 from medvisionllama.experiments.reproduction import Reproduction, Request
@@ -178,6 +181,44 @@ def test_another_programs_label_maps_are_scored_as_ours(phantom: Path, tmp_path:
     assert empty["test/native"].classes == ("foreground",)
     with pytest.raises(InputError, match="neither part of the split whole"):
         score_outside(tmp_path / "empty", task, replace(splits, test=()), merged=True)
+
+
+def partly_labelled(source: Path, folder: Path, ignore: int) -> Path:
+    """The same task of which nobody has labelled one half of each case."""
+    shutil.copytree(source, folder)
+    description = json.loads((folder / "dataset.json").read_text())
+    labels = {"background": 0, **{name: int(value) for value, name in description["labels"].items() if value != "0"}}
+    (folder / "dataset.json").write_text(json.dumps(description | {"labels": labels | {"ignore": ignore}}))
+    for path in (folder / "labelsTr").glob("*.nii.gz"):
+        label = read_label_map(path)
+        half = np.arange(label.array.shape[2]) < label.array.shape[2] // 2
+        write_label_map(label.with_array(np.where(half, ignore, label.array).astype(np.uint8)), path)
+    return folder
+
+
+def test_what_nobody_has_labelled_is_not_judged_in_other_programs_maps_either(phantom: Path, tmp_path: Path) -> None:
+    whole = read_task(phantom)
+    task = read_task(partly_labelled(phantom, tmp_path / "partly", 7))
+    assert task.ignored == 7
+    splits = make_splits([case.name for case in task.cases])
+    for case in whole.cases:  # right everywhere, also where nobody looks
+        write_label_map(case.read_label(), tmp_path / "true" / f"{case.name}.nii.gz")
+    for merged in (True, False):
+        scored = score_outside(tmp_path / "true", task, splits, merged=merged)
+        assert {part.mean("dice") for part in scored.values()} == {1.0}
+    as_evaluated = evaluate_folders(tmp_path / "true", task.folder / "labelsTr", tmp_path / "scores")
+    assert {scores["dice"]["mean"] for scores in as_evaluated["classes"].values()} == {1.0}
+
+
+def test_a_label_that_is_not_the_tasks_is_refused(phantom: Path, tmp_path: Path) -> None:
+    task = read_task(phantom)
+    splits = make_splits([case.name for case in task.cases])
+    for case in task.named(splits.test):
+        label = case.read_label()
+        write_label_map(label.with_array(label.array * 4), tmp_path / f"{case.name}.nii.gz")
+    for merged in (True, False):
+        with pytest.raises(InputError, match=r"not the task's: got 4, 8, expected 0 \(background\), 1"):
+            score_outside(tmp_path, task, splits, merged=merged)
 
 
 # --- the command

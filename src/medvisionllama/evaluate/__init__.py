@@ -6,7 +6,7 @@ in docs/reference/metrics.md.
 """
 
 from medvisionllama.evaluate.folders import evaluate_folders, label_maps_in
-from medvisionllama.evaluate.pair import labels_in, score, score_lesions, score_volume
+from medvisionllama.evaluate.pair import labels_in, score, score_lesions, score_volume, where_labelled
 from medvisionllama.evaluate.summary import summarise, summarise_lesions
 from medvisionllama.evaluate.targets import (
     TOLERANCES_MM,
@@ -34,4 +34,5 @@ __all__ = [
     "summarise_lesions",
     "targets_of",
     "tolerance_of",
+    "where_labelled",
 ]

@@ -18,7 +18,7 @@ import numpy as np
 from medvisionllama.data.decathlon import DESCRIPTION, Task, parse_task
 from medvisionllama.data.nifti import ENDINGS, case_name, read_label_map
 from medvisionllama.errors import InputError
-from medvisionllama.evaluate.pair import labels_in, onto_reference, score_lesions, score_volume
+from medvisionllama.evaluate.pair import labels_in, onto_reference, score_lesions, score_volume, where_labelled
 from medvisionllama.evaluate.summary import summarise, summarise_lesions
 from medvisionllama.evaluate.targets import Target, parse_region, targets_of, tolerance_of
 from medvisionllama.metrics.lesions import NO_LESIONS
@@ -176,9 +176,7 @@ def _score_case(job: _Job) -> _Scored:
     lost, resampled = "", settings.resample and not prediction.grid.same_as(reference.grid)
     if resampled:
         prediction, lost = onto_reference(prediction, reference.grid, job.case)
-    if settings.ignored is not None:
-        labelled = reference.array != settings.ignored
-        prediction, reference = (v.with_array(np.where(labelled, v.array, 0)) for v in (prediction, reference))
+    prediction, reference = where_labelled(prediction, reference, settings.ignored, job.case)
     found = set(labels_in(prediction, str(job.prediction))) | set(labels_in(reference, str(job.reference)))
     classes = settings.targets
     if classes is None:

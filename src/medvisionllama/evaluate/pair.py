@@ -114,6 +114,28 @@ def score_volume(
     return rows
 
 
+def where_labelled(prediction: Volume, reference: Volume, ignored: int | None, case: str) -> tuple[Volume, Volume]:
+    """Both label maps, 0 wherever nobody has labelled the reference; as they are where the task ignores nothing.
+
+    Args:
+        prediction: ``(I,J,K)`` labels.
+        reference: The same, on the same grid.
+        ignored: The label of voxels that nobody has labelled; None for no such.
+        case: The name in errors.
+
+    Raises:
+        InputError: The grids differ.
+    """
+    if ignored is None:
+        return prediction, reference
+    _same_grid(prediction.grid, reference.grid, case)
+    labelled = reference.array != ignored
+    return (
+        prediction.with_array(np.where(labelled, prediction.array, 0)),
+        reference.with_array(np.where(labelled, reference.array, 0)),
+    )
+
+
 def score_lesions(
     prediction: Volume, reference: Volume, targets: Sequence[Target], case: str, min_iou: float = DEFAULT_MIN_IOU
 ) -> list[ScoreRow]:

@@ -125,7 +125,8 @@ def collect(cell: Cell, run: RunFolder, seconds: float, source: str, forward_ms:
     parts = {}
     for scores in sorted(run.path.glob("*/**/scores.csv")):
         where = scores.parent.relative_to(run.path).as_posix()
-        parts[where] = _part(read_scores(scores), read_json(scores.parent / "summary.json").get("tolerance_mm"))
+        tolerance_mm = read_json(scores.parent / "summary.json").get("tolerance_mm")
+        parts[where] = _plain(part_scores(read_scores(scores), tolerance_mm))
     return {
         "format": ROW_FORMAT,
         "key": cell.key,
@@ -205,12 +206,26 @@ def read_rows(folder: Path) -> dict[str, Row]:
     return {row.key: row for row in rows}
 
 
-def _part(scores: Sequence[ScoreRow], tolerance_mm: float | None) -> dict[str, Any]:
-    cases = list(dict.fromkeys(row.case for row in scores))
-    classes = list(dict.fromkeys(row.class_name for row in scores))
+def part_scores(scores: Sequence[ScoreRow], tolerance_mm: float | None) -> PartScores:
+    """The scores of one part as tables by metric.
+
+    Args:
+        scores: All metrics of every case and class.
+        tolerance_mm: Of NSD.
+    """
+    cases, classes = tuple(dict.fromkeys(r.case for r in scores)), tuple(dict.fromkeys(r.class_name for r in scores))
     cells = {(row.metric, row.class_name, row.case): row.value for row in scores}
-    tables = {metric: [[_short(cells[metric, name, case]) for case in cases] for name in classes] for metric in METRICS}
-    return {"cases": cases, "classes": classes, "tolerance_mm": tolerance_mm} | tables
+    values = {m: np.array([[cells[m, name, case] for case in cases] for name in classes]) for m in METRICS}
+    return PartScores(cases, classes, values, tolerance_mm)
+
+
+def _plain(part: PartScores) -> dict[str, Any]:
+    """As a row holds it; the inverse of :func:`_scores`, rounded."""
+    tables = {
+        metric: [[_short(value) for value in of_class] for of_class in part.values[metric].tolist()]
+        for metric in METRICS
+    }
+    return {"cases": list(part.cases), "classes": list(part.classes), "tolerance_mm": part.tolerance_mm} | tables
 
 
 def _scores(part: dict[str, Any]) -> PartScores:
