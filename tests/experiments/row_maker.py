@@ -9,6 +9,7 @@ import numpy as np
 
 from medvisionllama.experiments.cells import Cell
 from medvisionllama.experiments.rows import Row, read_row, row_path, write_row
+from medvisionllama.models.medvisionllama import ModelConfig
 from medvisionllama.run_folder import METRICS
 
 
@@ -21,6 +22,7 @@ def content_of(cell: Cell, dice: Mapping[str, Sequence[float]], steps: int = 2) 
         cases = [f"case_{n}" for n in range(len(values))]
         return {"cases": cases, "classes": ["a", "b"], "tolerance_mm": 1.0} | tables
 
+    kind = cell.config.middle.kind if isinstance(cell.config, ModelConfig) else "none"
     return {
         "format": 1,
         "key": cell.key,
@@ -36,8 +38,8 @@ def content_of(cell: Cell, dice: Mapping[str, Sequence[float]], steps: int = 2) 
             "cores": 1,
             "packages": {"torch": "2"},
         },
-        "identity": {"numbers": {"hidden_size": 384}} if cell.block else None,
-        "parameters": {"trainable": 1000, "frozen": 2000},
+        "identity": {"numbers": {"num_attention_heads": 12, "hidden_act": "gelu"}} if kind == "language" else None,
+        "parameters": {"trainable": 1000, "frozen": {"language": 2000, "identity": 500}.get(kind, 0)},
         "cases": {"training": 5, "validation": 3, "test": 3},
         "steps": cell.recipe.steps or steps,
         "best_step": cell.recipe.steps or steps,

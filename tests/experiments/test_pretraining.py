@@ -9,17 +9,19 @@ from pathlib import Path
 import pytest
 
 from medvisionllama.errors import InputError
-from medvisionllama.experiments.cells import completed
+from medvisionllama.experiments.cells import Cell, completed
 from medvisionllama.experiments.pretraining import (
     MIDDLES,
     NETWORKS,
     RECIPE,
     place_of,
+    places_asked,
     planned_places,
     study_cells,
     study_network,
 )
-from medvisionllama.experiments.pretraining_page import by_place, lines_of, write_page
+from medvisionllama.experiments.pretraining_contrasts import by_place, lines_of
+from medvisionllama.experiments.pretraining_page import write_page
 from medvisionllama.models.zoo import named
 from tests.experiments.row_maker import make_row, scores
 
@@ -84,7 +86,7 @@ def test_every_cell_finds_its_place_and_others_have_none() -> None:
 
 
 def test_the_plan_is_the_default_command_and_the_second_block() -> None:
-    planned = planned_places()
+    planned = planned_places("a split")
     default = {(place_of(completed(c.settings()), c.model, c.block), c.seed) for c in study_cells(TASK)}
     assert default <= {(place, seed) for place, seeds in planned.items() for seed in seeds}
     assert sum(map(len, planned.values())) == 100 + 20
@@ -107,26 +109,28 @@ def test_a_gain_is_found_and_its_absence_is_not(tmp_path: Path) -> None:
         measured = by_place(study_rows(tmp_path / f"{gain}", gain))
         lines = [line for line in lines_of(measured, "validation", "dice") if line.place.middle == "pretrained"]
         assert len(lines) == 2 * 4
-        assert {line.effect.detected for line in lines} == expected
+        assert {line.detected for line in lines} == expected
         for line in lines:
             assert line.effect.difference == pytest.approx(gain, abs=0.03)
             assert (line.effect.cases.n, line.effect.seeds) == (8, (0, 1, 2))
 
 
 def test_the_page_says_what_was_found_and_what_is_missing(tmp_path: Path) -> None:
-    rows = study_rows(tmp_path / "rows", 0.1)
-    written = write_page(rows, planned_places(), tmp_path, ["the command"])
+    rows = study_rows(tmp_path / "rows", 0.2)
+    written = write_page(rows, planned_places("a split"), tmp_path, ["the command"])
     assert {path.name for path in written} == {
         "README.md", "does-pretraining-matter.md", "does-pretraining-matter.csv", "does-pretraining-matter.png",
         "does-pretraining-matter.svg",
     }  # fmt: skip
     page = (tmp_path / "README.md").read_text()
     assert (
-        "Of 4 comparisons of the pre-trained block with a shuffled or random one, 4 detected a gain and 0 a loss"
-        in page
+        "Of 4 comparisons of the pre-trained block with its shuffled or random copy 4 detected a gain, 0 a loss, 0 "
+        "neither." in page
     )
     assert "30 of 120 planned cells are measured." in page
-    assert "medvisionllama-u, pretrained around minilm-l6, LoRA on, 10%, 1,000 steps: seed 3, 4" in page
+    assert "**Provisional**: 90 of 120 planned cells are not measured yet." in page
+    assert "| medvisionllama-u, minilm-l6 | Task04 10% | pretrained | 3, 4 |" in page
+    assert "minilm-l6 (a block of 1,500 parameters)" in page  # 2,000 are frozen around it, 500 of them in mappers
     assert "0.3 hours of training" in page  # 30 rows of 36 s
     assert "the command" in page
     assert str(tmp_path) not in page
@@ -135,7 +139,7 @@ def test_the_page_says_what_was_found_and_what_is_missing(tmp_path: Path) -> Non
 
 
 def test_an_empty_study_is_a_page_too(tmp_path: Path) -> None:
-    write_page([], planned_places(), tmp_path, ["the command"])
+    write_page([], planned_places("a split"), tmp_path, ["the command"])
     page = (tmp_path / "README.md").read_text()
     assert "Nothing has been measured yet" in page
     assert "0 of 120 planned cells are measured" in page
@@ -145,5 +149,63 @@ def test_one_seed_is_never_a_detection(tmp_path: Path) -> None:
     rows = study_rows(tmp_path / "rows", 0.1, seeds=(0,))
     write_page(rows, {}, tmp_path, [])
     lines = lines_of(by_place(rows), "validation", "dice")
-    assert not any(line.effect.detected for line in lines)
-    assert "one seed" in (tmp_path / "README.md").read_text()
+    assert not any(line.detected or line.decided for line in lines)
+    page = (tmp_path / "README.md").read_text()
+    assert "one seed: no decision" in page
+    assert "none allows a decision yet (one seed)" in page
+
+
+def test_another_split_or_network_is_never_a_pair(tmp_path: Path) -> None:
+    def cell(middle: str, splits: str = "one split", depth: int = 2) -> Cell:
+        of_study = {"networks": ["medvisionllama-u"], "seeds": (0,), "fractions": (1.0,)}
+        (found,) = study_cells([(TASK[0][0], splits)], middles=[middle], **of_study)  # type: ignore[arg-type]
+        return replace(found, config=replace(found.config, depth=depth))  # type: ignore[arg-type]
+
+    shuffled = make_row(cell("shuffled"), tmp_path, {"validation": scores(0.5)})
+    for other in (cell("pretrained", splits="another split"), cell("pretrained", depth=6)):
+        row = make_row(other, tmp_path, {"validation": scores(0.8)})
+        assert lines_of(by_place([shuffled, row]), "validation", "dice") == []
+        # Both of one name are kept, and told apart.
+        twin = make_row(cell("pretrained"), tmp_path, {"validation": scores(0.6)})
+        measured = by_place([shuffled, twin, row])
+        assert len(measured) == 3
+        (line,) = lines_of(measured, "validation", "dice")
+        assert line.effect.difference == pytest.approx(0.1)
+        assert line.apart.startswith(("split one spli", "network "))
+        write_page([shuffled, twin, row], {}, tmp_path / "page", [])
+        assert f"| Task04 100%, {line.apart} | pretrained | 0.6" in (tmp_path / "page" / "README.md").read_text()
+
+
+def test_a_block_from_elsewhere_is_another_stage(tmp_path: Path) -> None:
+    one, other = (
+        study_cells(TASK, networks=["medvisionllama-u"], middles=[m], blocks=[("x", s)], seeds=(0,), fractions=(1.0,))
+        for m, s in (("shuffled", "minilm-l6"), ("pretrained", "biobert"))
+    )
+    rows = [make_row(*cells, tmp_path, {"validation": scores(0.5)}) for cells in (one, other)]  # type: ignore[misc]
+    assert lines_of(by_place(rows), "validation", "dice") == []
+
+
+def test_what_is_asked_for_is_the_whole_plan_where_it_is_a_part_of_it(tmp_path: Path) -> None:
+    asked = study_cells(TASK, networks=["medvisionllama-u"], seeds=(7,), fractions=(0.1,))
+    places = places_asked(asked, [])
+    assert sum(map(len, places.values())) == 120 + 5
+    own = study_cells([("Task09_Spleen", "s")], seeds=(0,))
+    assert sum(map(len, places_asked(own, []).values())) == len(own)
+    # Where the second block lies is known from its rows.
+    options = {"networks": ["medvisionllama-u"], "middles": ["pretrained"], "blocks": [("stories260K", "elsewhere")]}
+    rows = [make_row(c, tmp_path, {"validation": scores(0.5)}) for c in study_cells(TASK, seeds=(0,), **options)]  # type: ignore[arg-type]
+    assert set(by_place(rows)) <= set(places_asked(asked, rows))
+    assert not set(by_place(rows)) & set(planned_places("a split"))
+
+
+def test_a_family_is_as_large_as_it_was_planned(tmp_path: Path) -> None:
+    rows = study_rows(tmp_path, 0.004)
+    alone = {(x.first, x.place): x for x in lines_of(by_place(rows), "validation", "dice")}
+    planned = planned_places("a split")
+    for line in lines_of(by_place(rows), "validation", "dice", planned):
+        raw, held = line.effect.both.p, line.holm_p
+        assert raw <= alone[line.first, line.place].holm_p <= held
+        of_family = [x for x in alone.values() if x.declared == line.declared]
+        if raw == min(x.effect.both.p for x in of_family):
+            declared = 2 * 2 * 2 + 2  # contrasts, networks, shares; the second block's
+            assert held == pytest.approx(min(1.0, raw * (declared if line.declared else 3 * 2 * 2)))

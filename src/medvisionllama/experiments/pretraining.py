@@ -8,7 +8,8 @@ equal, so that within a seed and a case two middles are a pair (SPEC 3, 8).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import Any
 
 from medvisionllama.data.augment import AugmentConfig
 from medvisionllama.errors import InputError
-from medvisionllama.experiments.cells import Cell
+from medvisionllama.experiments.cells import Cell, completed, key_of
+from medvisionllama.experiments.rows import Row
 from medvisionllama.models.medvisionllama import ModelConfig
 from medvisionllama.models.zoo import named, with_block
 from medvisionllama.recipe import Recipe
@@ -131,7 +133,20 @@ def study_network(network: str, middle: str, source: str, lora: str = "both", se
 
 @dataclass(frozen=True, order=True)
 class Place:
-    """Where a cell stands in the study: all but its seed."""
+    """Where a cell stands in the study: all but its seed. Cells of two places pair where only the middle differs.
+
+    Attributes:
+        task: The task.
+        block: What tables call the language model; empty without a middle.
+        network: Of :data:`NETWORKS`.
+        lora: Of :data:`LORAS`; empty without a middle.
+        fraction: Share of the training patients.
+        steps: Of the training.
+        middle: Of :data:`MIDDLES`.
+        splits: Digest of the splits.
+        body: Digest of the network without its middle stage.
+        stage: Digest of the middle stage, less what the middles vary: kind, start and seed. Empty without a middle.
+    """
 
     task: str
     block: str
@@ -140,12 +155,38 @@ class Place:
     fraction: float
     steps: int
     middle: str
+    splits: str
+    body: str
+    stage: str
 
     def with_middle(self, middle: str) -> Place:
         """The same place around another middle; without a middle, there is neither block nor adapter."""
         if middle == "none":
-            return replace(self, middle=middle, block="", lora="")
+            return replace(self, middle=middle, block="", lora="", stage="")
         return replace(self, middle=middle)
+
+
+def told_apart(places: Collection[Place]) -> dict[Place, str]:
+    """What a page adds to each place's names, so that none is taken for another; empty where names are enough.
+
+    Splits are told where a task has several, networks and middle stages where several bear one name.
+    """
+
+    def digests_of(place: Place) -> tuple[tuple[str, str, str], ...]:
+        return (
+            ("split", place.task, place.splits),
+            ("network", place.network, place.body),
+            ("stage", f"{place.network}, {place.block}, {place.lora}", place.stage),
+        )
+
+    digests: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+    for place in places:
+        for what, name, digest in digests_of(place):
+            digests[what, name].add(digest)
+    return {
+        place: ", ".join(f"{what} {own[:8]}" for what, name, own in digests_of(place) if len(digests[what, name]) > 1)
+        for place in places
+    }
 
 
 def place_of(settings: Mapping[str, Any], model: str, block: str) -> Place | None:
@@ -160,27 +201,72 @@ def place_of(settings: Mapping[str, Any], model: str, block: str) -> Place | Non
     recipe = json.loads(to_json(asdict(replace(RECIPE, steps=settings["recipe"]["steps"] or 1))))
     if network is None or settings["recipe"] != recipe or settings["protocol"] != "native" or settings["fold"] != 0:
         return None
-    middle = settings["config"]["middle"]
-    name = middle["kind"]
-    if name == "language":
-        name = middle["block"]["init"]
+    body = dict(settings["config"])
+    stage = dict(body.pop("middle"))
+    name = stage.pop("kind")
+    if "block" in stage:
+        stage["block"] = dict(stage["block"])
+        init = stage["block"].pop("init")
+        del stage["block"]["seed"]
+        name = init if name == "language" else name
     if name not in MIDDLES:
         return None
     where = Place(
-        settings["task"], block, network, middle["lora"], settings["fraction"], settings["recipe"]["steps"], name
+        task=settings["task"],
+        block=block,
+        network=network,
+        lora=stage["lora"],
+        fraction=settings["fraction"],
+        steps=settings["recipe"]["steps"],
+        middle=name,
+        splits=settings["splits"],
+        body=key_of(body),
+        stage=key_of(stage),
     )
     return where.with_middle(name)
 
 
-def planned_places() -> dict[Place, set[int]]:
-    """The study as it was planned, whatever of it a command asks for: places and their seeds."""
-    task, steps, seeds = PLANNED_TASK, RECIPE.steps, {0, 1, 2, 3, 4}
-    asked = [
-        ("minilm-l6", tuple(NETWORKS), ("none", "identity", "random-matched", "shuffled", "pretrained")),
-        ("stories260K", ("medvisionllama-u",), ("shuffled", "pretrained")),
+def planned_places(splits: str, sources: Mapping[str, str] | None = None) -> dict[Place, set[int]]:
+    """The study as it was planned, whatever of it a command asks for: places and their seeds.
+
+    Args:
+        splits: Digest of the planned task's splits.
+        sources: Where the language models come from, by what tables call them, as settings tell it; by default by
+            their own names.
+    """
+    known = sources or {}
+    task = [(PLANNED_TASK, splits)]
+    minilm, stories = ((label, known.get(label, label)) for label in ("minilm-l6", "stories260K"))
+    cells = [
+        *study_cells(task, blocks=[minilm]),
+        *study_cells(task, blocks=[stories], networks=["medvisionllama-u"], middles=("shuffled", "pretrained")),
     ]
-    return {
-        Place(task, block, network, "both", fraction, steps, middle).with_middle(middle): set(seeds)
-        for block, networks, middles in asked
-        for network, middle, fraction in product(networks, middles, (0.1, 1.0))
-    }
+    return _places_of(cells)
+
+
+def places_asked(cells: Sequence[Cell], rows: Collection[Row]) -> dict[Place, set[int]]:
+    """What a page tells of: places and seeds asked for; where they are some of the planned study, the whole of that.
+
+    Args:
+        cells: Asked for.
+        rows: What was measured already: it tells where a language model came from that is planned, but not asked for.
+    """
+    asked = _places_of(cells)
+    splits = next((cell.splits for cell in cells if cell.task == PLANNED_TASK), None)
+    if splits is None:
+        return asked
+    settings = [(row.block, row.settings) for row in rows] + [(cell.block, cell.settings()) for cell in cells]
+    sources = {block: own["config"]["middle"]["block"]["source"] for block, own in settings if block}
+    planned = planned_places(splits, sources)
+    if not set(asked) & set(planned):
+        return asked
+    return {place: asked.get(place, set()) | planned.get(place, set()) for place in [*planned, *asked]}
+
+
+def _places_of(cells: Sequence[Cell]) -> dict[Place, set[int]]:
+    found: defaultdict[Place, set[int]] = defaultdict(set)
+    for cell in cells:
+        place = place_of(completed(cell.settings()), cell.model, cell.block)
+        assert place is not None, "the study's own cells belong to it"
+        found[place].add(cell.seed)
+    return dict(found)

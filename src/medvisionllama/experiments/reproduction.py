@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,12 +9,12 @@ from pathlib import Path
 from medvisionllama.data.decathlon import Task, read_task
 from medvisionllama.data.splits import Splits, make_splits, read_splits
 from medvisionllama.errors import InputError
-from medvisionllama.experiments.cells import completed, splits_digest
+from medvisionllama.experiments.cells import splits_digest
 from medvisionllama.experiments.forecast import Forecast, forecast
 from medvisionllama.experiments.launchers import Job, Launcher, launch
 from medvisionllama.experiments.outside import score_outside
 from medvisionllama.experiments.paper_tables import TABLES, Budget, Labelled, PaperTable, table_cells
-from medvisionllama.experiments.pretraining import NAME, Place, place_of, planned_places, study_cells
+from medvisionllama.experiments.pretraining import NAME, places_asked, study_cells
 from medvisionllama.experiments.pretraining_page import write_page
 from medvisionllama.experiments.row_figures import draw_from_rows
 from medvisionllama.experiments.rows import Row, read_rows
@@ -192,18 +191,9 @@ class Reproduction:
         return self._write_table(self.table, tell)
 
     def _write_study(self) -> list[Path]:
-        asked: defaultdict[Place, set[int]] = defaultdict(set)
-        for labelled in self.labelled:
-            cell = labelled.cell
-            place = place_of(completed(cell.settings()), cell.model, cell.block)
-            assert place is not None, "the study's own cells belong to it"
-            asked[place].add(cell.seed)
-        own = planned_places()
-        if set(asked) & set(own):  # a part of the planned study: the page tells of the whole
-            asked = defaultdict(
-                set, {place: asked.get(place, set()) | own.get(place, set()) for place in {*asked, *own}}
-            )
-        return write_page(self.rows().values(), asked, self.request.out, study_commands())
+        rows = self.rows().values()
+        asked = places_asked([labelled.cell for labelled in self.labelled], rows)
+        return write_page(rows, asked, self.request.out, study_commands())
 
     def _write_table(self, table: PaperTable, tell: Tell) -> list[Path]:
         request, rows = self.request, self.rows()
@@ -216,7 +206,7 @@ class Reproduction:
         lines, counts = lines_of(table, entries), counts_of(table, entries) if table.number != "1" else []
         used = [row for entry in entries for row in entry.rows]
         cases = {name: len(task.cases) for name, task in self.tasks.items()}
-        differences = differences_of(table, self.labelled, used, cases)
+        differences = differences_of(table, self.labelled, used, cases, [name for name, _ in request.predictions])
         figures, faults = self._figures(table, entries, tell)
         missing = [*self._missing(rows), *faults]
         page = to_markdown(table, lines, counts, differences, missing, [path.name for path in figures])

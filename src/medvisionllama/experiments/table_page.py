@@ -21,6 +21,10 @@ from medvisionllama.reports.statistics import Summary, holm, summary_of
 from medvisionllama.reports.wording import UNKNOWN, number, p_value, signed
 
 SIGNIFICANCE = 0.05
+OTHERS_TRAINING = (
+    "label maps of another program. Their training, its data, length and seeds, are that program's and unknown here; "
+    "equal are the cases scored, their references and the scoring. They stand for one training."
+)
 PART_ORDER = ("test/native", "test/model", "validation/native", "validation/model", "test", "validation")
 
 
@@ -338,7 +342,11 @@ def to_csv(table: PaperTable, lines: Sequence[Line], counts: Sequence[Counted]) 
 
 
 def differences_of(
-    table: PaperTable, cells: Sequence[Labelled], rows: Collection[Row], cases: Mapping[str, int]
+    table: PaperTable,
+    cells: Sequence[Labelled],
+    rows: Collection[Row],
+    cases: Mapping[str, int],
+    outside: Collection[str] = (),
 ) -> list[str]:
     """What is not as in the paper, read from what was asked for and what was measured."""
     if not cells:
@@ -367,6 +375,7 @@ def differences_of(
     ]
     if table.number == "B2":
         said.append("**Input size**: the model's grid is a cube of the paper's first edge; its third edge is shorter.")
+    said += [f"**{name}**: {OTHERS_TRAINING}" for name in outside]
     said += [f"**{printed}**: no such network here yet; nothing stands in for it." for printed in table.absent]
     return said
 

@@ -40,6 +40,11 @@ def millilitres(value: float, scale: float) -> str:
     return said if float(said) == 0 else ("+" if value > 0 else MINUS) + said
 
 
+def exact(value: float) -> str:
+    """Six digits, for tables that machines read; nothing for what has no value."""
+    return "" if math.isnan(value) else f"{value:.6g}"
+
+
 def p_value(value: float) -> str:
     """Three decimals, and no smaller than a thousandth."""
     return UNKNOWN if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
