@@ -11,10 +11,11 @@ from page_reader import Page
 from run_maker import CLASSES, make_run, score_part, write_picture
 
 from medvisionllama.errors import InputError
-from medvisionllama.reports.page import cases_in_words, marked_code, write_page
+from medvisionllama.reports.page import write_page
+from medvisionllama.reports.part_view import cases_in_words
 from medvisionllama.reports.run_contents import read_run, read_runs
 from medvisionllama.reports.volumes import structure_volumes
-from medvisionllama.reports.wording import UNKNOWN
+from medvisionllama.reports.wording import UNKNOWN, marked_code
 from medvisionllama.run_folder import ScoreRow, read_scores, write_json, write_scores
 
 CONFIG = """format: 1

@@ -13,8 +13,9 @@ from run_maker import CLASSES, evaluated, make_run, score_part
 from scipy.stats import ttest_rel
 
 from medvisionllama.errors import InputError
-from medvisionllama.reports.page import choose_cases, write_page
+from medvisionllama.reports.page import write_page
 from medvisionllama.reports.paper_figures import qualitative_grid
+from medvisionllama.reports.part_view import choose_cases
 from medvisionllama.reports.run_contents import distinct_labels, read_picture, read_run, read_runs
 from medvisionllama.reports.score_table import differences, seed_spread
 from medvisionllama.reports.wording import duration, number, p_value, signed

@@ -1,8 +1,10 @@
-"""How numbers are printed on the page."""
+"""How numbers and code are written on the page."""
 
 from __future__ import annotations
 
 import math
+
+from markupsafe import Markup
 
 from medvisionllama.reports.statistics import Summary
 
@@ -65,3 +67,13 @@ def duration(seconds: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def marked_code(text: str) -> Markup:
+    """What stands between backticks as code, everything else as the text it is."""
+    pieces = text.split("`")
+    if len(pieces) % 2 == 0:  # a backtick without its fellow
+        return Markup("{}").format(text)
+    return Markup("").join(
+        Markup("<code>{}</code>").format(piece) if place % 2 else piece for place, piece in enumerate(pieces)
+    )
