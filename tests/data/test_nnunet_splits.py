@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from medvisionllama.data.decathlon import read_task
+from medvisionllama.data.nifti import write_label_map
 from medvisionllama.data.nnunet_splits import read_splits_final, splits_final, write_nnunet
 from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
 from medvisionllama.data.splits import Splits, make_splits
@@ -77,6 +79,43 @@ def test_few_shot_trains_on_the_cases_we_train_on() -> None:
     small = splits_final(splits, 0.1)
     assert [fold["train"] for fold in small] == [list(splits.training(k, 0.1)) for k in range(5)]
     assert [fold["val"] for fold in small] == [fold["val"] for fold in splits_final(splits)]
+
+
+def test_what_nobody_labelled_gets_the_number_after_the_classes(tmp_path: Path) -> None:
+    task, splits = phantom(tmp_path / "task")
+    for case in task.cases:
+        label = case.read_label()
+        array = label.array.copy()
+        array[:, :, ::2] = 7
+        assert case.label is not None
+        write_label_map(label.with_array(array), case.label)
+    sparse = replace(task, ignored=7)
+    written = write_nnunet(sparse, splits, tmp_path / "out", 4)
+    labels = json.loads((written.raw / "dataset.json").read_text())["labels"]
+    assert labels == {"background": 0, "Anterior": 1, "Posterior": 2, "ignore": 3}
+    assert written.notes == (
+        "ignored voxels are 3 in the label maps written, not 7: nnU-Net wants the number after the classes",
+    )
+    for again in read_task(written.raw).cases:
+        was = sparse.case(again.name).read_label().array
+        np.testing.assert_array_equal(again.read_label().array, np.where(was == 7, 3, was))
+        assert np.any(was == 7)  # and the task's own files are as they were
+    right = write_nnunet(replace(task, ignored=3), splits, tmp_path / "right", 4)
+    assert (right.notes, all(path.is_symlink() for path in (right.raw / "labelsTr").iterdir())) == ((), True)
+
+
+def test_cases_of_another_split_are_not_left_to_be_trained_on(tmp_path: Path) -> None:
+    task, splits = phantom(tmp_path / "task")
+    written = write_nnunet(task, splits, tmp_path / "out", 4)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    write_nnunet(task, splits, tmp_path / "out", 4)  # the same again is the same
+    other = make_splits([case.name for case in task.cases], seed=1)
+    assert set(other.test) != set(splits.test)
+    with pytest.raises(InputError, match="files that are not of this split: got images"):
+        write_nnunet(task, other, tmp_path / "out", 4)
+    with pytest.raises(InputError, match=f"of this number: got {written.raw.name}"):
+        write_nnunet(replace(task, name="Another"), splits, tmp_path / "out", 4)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == before
 
 
 def test_what_cannot_be_written_is_told(tmp_path: Path) -> None:

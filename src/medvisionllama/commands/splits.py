@@ -50,6 +50,8 @@ def _splits(options: argparse.Namespace) -> int:
         )
         print(written.raw)
         print(written.splits)
+        for note in written.notes:
+            print(f"note: {note}")
     sizes = ", ".join(str(len(fold)) for fold in splits.folds)
     print(f"{task.name}: {len(splits.test)} cases test, {len(splits.folds)} folds of {sizes}")
     return DONE
