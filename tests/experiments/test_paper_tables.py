@@ -22,7 +22,8 @@ from medvisionllama.errors import InputError
 from medvisionllama.evaluate import evaluate_folders
 from medvisionllama.experiments.outside import score_outside
 from medvisionllama.experiments.paper_tables import RIVALS, TABLES, Budget, table_cells
-from medvisionllama.experiments.reproduction import Reproduction, Request
+from medvisionllama.experiments.reproduction import Reproduction
+from medvisionllama.experiments.request import Request
 from medvisionllama.experiments.rows import Row
 from medvisionllama.experiments.table_page import counts_of, differences_of, entries_of, lines_of, to_csv, to_markdown
 from medvisionllama.experiments.tables import PUBLISHED, published

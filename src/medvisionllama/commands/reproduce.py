@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medvisionllama.commands import DONE, FAULTS_FOUND
+from medvisionllama.commands import DONE, FAULTS_FOUND, INTERRUPTED
 from medvisionllama.commands.options import add_command, add_machine, positive, teller_of
 from medvisionllama.errors import InputError
 
 if TYPE_CHECKING:
-    from medvisionllama.experiments.reproduction import Request
+    from medvisionllama.experiments.request import Request
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -43,7 +44,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "--predictions", nargs="+", default=[], metavar="NAME=DIR", help="another program's label maps, as a row"
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="measure only cells whose name holds this")
-    parser.add_argument("--limit", type=int, help="measure at most so many cells; 0 writes the table alone")
+    parser.add_argument("--limit", type=int, help="measure at most so many more cells; 0 writes the table alone")
     parser.add_argument(
         "--launcher",
         choices=("local", "slurm", "slurm-local", "slurm-script", "ray"),
@@ -65,7 +66,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     from medvisionllama.experiments.launchers import Job, write_slurm_script
     from medvisionllama.experiments.reproduction import Reproduction
 
-    reproduction = Reproduction(_request(options))
+    reproduction = Reproduction(_request(options), may_lack_tasks=options.dry_run)
     if options.dry_run:
         print("\n".join(reproduction.forecast().lines()))
         return DONE
@@ -82,16 +83,20 @@ def _reproduce(options: argparse.Namespace) -> int:
         print(script)
         return DONE
     share = (options.worker, options.workers or 1) if options.worker is not None else None
-    walked = reproduction.measure(options.launcher, options.processes, job=job, listener=teller_of(), share=share)
+    try:
+        walked = reproduction.measure(options.launcher, options.processes, job=job, listener=teller_of(), share=share)
+    except KeyboardInterrupt:
+        print("medvisionllama: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return INTERRUPTED
     for name, fault in walked.faults.items():
         print(f"failed  {name}: {fault}")
     for path in reproduction.write():
         print(path)
-    return FAULTS_FOUND if walked.faults else DONE
+    return FAULTS_FOUND if walked.faults or walked.lost else DONE
 
 
 def _request(options: argparse.Namespace) -> Request:
-    from medvisionllama.experiments.reproduction import Request
+    from medvisionllama.experiments.request import Request
 
     return Request(
         table=options.table,

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from statistics import mean, median
+from types import MappingProxyType
 
 import torch
 
+from medvisionllama.data.nifti import read_grid
+from medvisionllama.data.task import Task
 from medvisionllama.errors import InputError
 from medvisionllama.experiments.cells import Cell
 from medvisionllama.experiments.rows import Row
@@ -21,6 +27,7 @@ from medvisionllama.language.source import find_source
 from medvisionllama.models.costs import Cost, cost_of
 from medvisionllama.models.medvisionllama import ModelConfig
 from medvisionllama.models.network import NetworkConfig
+from medvisionllama.pictures import COMMON_CASES, RANKED_CASES
 
 # A training step is about three forward passes: one forward, twice that backward.
 PASSES_A_STEP = 3
@@ -29,7 +36,10 @@ OPERATIONS_A_SECOND_OF_A_CORE = 5e10
 OPERATIONS_A_SECOND_OF_A_GPU = 1e13
 NATIVE_EDGE = 48  # a window of the native protocol is planned from the data; of small ones about this edge
 BYTES_A_WEIGHT = 4
-BYTES_OF_PREDICTIONS = 20e6
+# What compressed files of a finished run on Task04 took for each voxel.
+BYTES_A_LABEL = 0.1
+BYTES_A_PICTURED_VOXEL = 1.1
+HEADERS_READ = 8
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,9 @@ class Forecast:
         measured: Those with a row.
         hours: Of training on one worker; rough.
         basis: Where the hours come from.
-        gigabytes: Of run folders.
+        gigabytes: Of run folders: weights, label maps and pictures.
+        prepared_gigabytes: Of the cases brought to the model's grid, which trainings share.
+        fetched_gigabytes: Of the language models' layers that are missing.
         missing: What is not at hand, and how to get it.
     """
 
@@ -50,6 +62,8 @@ class Forecast:
     hours: float
     basis: str
     gigabytes: float
+    prepared_gigabytes: float
+    fetched_gigabytes: float
     missing: Sequence[str]
 
     def lines(self) -> Iterator[str]:
@@ -58,16 +72,29 @@ class Forecast:
             yield f"{'there' if cell.key in self.measured else 'to do'}  {cell.name}"
         left = sum(cell.key not in self.measured for cell in self.cells)
         yield f"{len(self.cells)} cells, {left} to do: about {self.hours:.1f} h on one worker ({self.basis})"
-        yield f"run folders of about {self.gigabytes:.1f} GB"
+        yield (
+            f"disk: run folders about {self.gigabytes:.2g} GB, prepared cases {self.prepared_gigabytes:.2g} GB, "
+            f"language models to fetch {self.fetched_gigabytes:.2g} GB; downloads of data not counted"
+        )
         yield from self.missing
 
 
-def forecast(work: Work, rows: Mapping[str, Row], *, all_tasks: bool = False) -> Forecast:
-    """Say what there is to do without doing it; reads no image and asks no hub.
+def forecast(
+    work: Work,
+    rows: Mapping[str, Row],
+    tasks: Mapping[str, Task],
+    absent: Mapping[str, tuple[Path, int]] = MappingProxyType({}),
+    *,
+    all_tasks: bool = False,
+) -> Forecast:
+    """Say what there is to do without doing it; reads some headers but no image, and asks no hub.
 
     Args:
         work: The matrix.
         rows: What has been measured, by key.
+        tasks: The tasks at hand, by name.
+        absent: Of tasks asked for that are not at hand the folder, and how many cells they have; these are in no
+            other figure.
         all_tasks: Whether the table is about all ten tasks of the Decathlon.
     """
     left = [cell for cell in work.cells if cell.key not in rows]
@@ -81,9 +108,14 @@ def forecast(work: Work, rows: Mapping[str, Row], *, all_tasks: bool = False) ->
         else:
             seconds += steps * _operations(cell) * PASSES_A_STEP * cell.recipe.batch_size / speed
     basis = "the pace of rows already measured" if known == len(left) else f"counted operations, {speed:.0e} a second"
-    size = sum(_trained(cell) * BYTES_A_WEIGHT + BYTES_OF_PREDICTIONS for cell in left) / 1e9
-    missing = [*_missing_blocks(left, work), *(_missing_tasks(work) if all_tasks else [])]
-    return Forecast(work.cells, set(rows), seconds / 3600, basis, size, missing)
+    voxels = {name: _voxels(tasks[name]) for name in {cell.task for cell in left}}
+    size = sum(_trained(cell) * BYTES_A_WEIGHT + _scored_bytes(cell, work, voxels[cell.task]) for cell in left)
+    prepared = {(c.task, c.protocol, c.grid if c.protocol == "paper" else 0): c for c in left}
+    stored = sum(_prepared_bytes(cell, tasks[cell.task], voxels[cell.task]) for cell in prepared.values())
+    blocks = _missing_blocks(left, work)
+    fetched = sum(CATALOG[source].layer_bytes for source in blocks if source in CATALOG)
+    missing = [*blocks.values(), *_absent_tasks(absent), *(_missing_tasks(work, absent) if all_tasks else [])]
+    return Forecast(work.cells, set(rows), seconds / 3600, basis, size / 1e9, stored / 1e9, fetched / 1e9, missing)
 
 
 def _pace_key(cell: Cell) -> tuple[str, str, str, int]:
@@ -91,12 +123,32 @@ def _pace_key(cell: Cell) -> tuple[str, str, str, int]:
 
 
 def _paces(rows: Collection[Row]) -> dict[tuple[str, str, str, int], float]:
-    """Seconds a step by kind of cell."""
-    paces: dict[tuple[str, str, str, int], float] = {}
+    """Seconds a step by kind of cell: the median, since a busy machine tells of its other work."""
+    found: defaultdict[tuple[str, str, str, int], list[float]] = defaultdict(list)
     for row in rows:
         kind = (row.model, row.block, str(row.settings["protocol"]), int(row.settings["grid"] or 0))
-        paces[kind] = row.seconds / max(1, row.steps)
-    return paces
+        found[kind].append(row.seconds / max(1, row.steps))
+    return {kind: median(paces) for kind, paces in found.items()}
+
+
+def _voxels(task: Task) -> float:
+    """Of an image, on average, as the headers of some say."""
+    some = task.cases[:: max(1, len(task.cases) // HEADERS_READ)]
+    return mean(math.prod(read_grid(case.image)[0].shape) for case in some)
+
+
+def _scored_bytes(cell: Cell, work: Work, voxels: float) -> float:
+    """Label maps of the scored parts, and the pictures of some of their cases."""
+    splits = work.splits[cell.splits]
+    parts = [len(part) for part in (splits.validation(cell.fold), splits.test)]
+    maps, pictures = sum(parts), sum(min(n, RANKED_CASES + COMMON_CASES) for n in parts)
+    on_model_grid = sum(parts) * cell.grid**3 if cell.protocol == "paper" else 0
+    return (maps * voxels + on_model_grid) * BYTES_A_LABEL + pictures * voxels * BYTES_A_PICTURED_VOXEL
+
+
+def _prepared_bytes(cell: Cell, task: Task, voxels: float) -> float:
+    """Float32 channels and a label of every case; the native protocol's spacing changes the number of voxels little."""
+    return len(task.cases) * (cell.grid**3 if cell.protocol == "paper" else voxels) * (4 * task.channels + 1)
 
 
 def _steps(cell: Cell, work: Work) -> int:
@@ -116,7 +168,10 @@ def _trained(cell: Cell) -> int:
 
 @lru_cache
 def _cost(config: NetworkConfig, edge: int) -> Cost:
-    return cost_of(replace(config, input_size=(edge, edge, edge)))
+    try:
+        return cost_of(replace(config, input_size=(edge, edge, edge)))
+    except ValueError as error:
+        raise InputError(f"a network cannot be made for a grid of {edge}", got=str(error)) from error
 
 
 def _speed(work: Work) -> float:
@@ -126,7 +181,8 @@ def _speed(work: Work) -> float:
     return OPERATIONS_A_SECOND_OF_A_CORE * (work.threads or os.cpu_count() or 1)
 
 
-def _missing_blocks(cells: Sequence[Cell], work: Work) -> list[str]:
+def _missing_blocks(cells: Sequence[Cell], work: Work) -> dict[str, str]:
+    """Source to what is told of it, of those that are not at hand."""
     told: dict[str, str] = {}
     for cell in cells:
         if not isinstance(cell.config, ModelConfig) or cell.config.middle.kind not in ("language", "trained"):
@@ -142,11 +198,20 @@ def _missing_blocks(cells: Sequence[Cell], work: Work) -> list[str]:
             told[block.source] = f"missing weights  {block.source}: medvisionllama blocks fetch {block.source}{gate}"
         else:
             told[block.source] = ""
-    return [line for line in told.values() if line]
+    return {source: line for source, line in told.items() if line}
 
 
-def _missing_tasks(work: Work) -> list[str]:
-    lacking = [task for task in TASKS if task not in work.datasets]
+def _absent_tasks(absent: Mapping[str, tuple[Path, int]]) -> list[str]:
+    return [
+        f"missing task  {name}: "
+        + (f"medvisionllama download {name} --to {folder.parent}" if name in TASKS else f"there is no folder {folder}")
+        + f" (its {cells} cells are in none of the figures above)"
+        for name, (folder, cells) in absent.items()
+    ]
+
+
+def _missing_tasks(work: Work, absent: Collection[str]) -> list[str]:
+    lacking = [task for task in TASKS if task not in work.datasets and task not in absent]
     return [f"missing task  {task}: medvisionllama download {task} --to {_above(work)}" for task in lacking]
 
 

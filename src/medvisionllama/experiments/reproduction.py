@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 from medvisionllama.data.decathlon import Task, read_task
 from medvisionllama.data.splits import Splits, make_splits, read_splits
 from medvisionllama.errors import InputError
-from medvisionllama.experiments.cells import splits_digest
+from medvisionllama.experiments.cells import Cell, splits_digest
+from medvisionllama.experiments.data_table import data_table
 from medvisionllama.experiments.forecast import Forecast, forecast
 from medvisionllama.experiments.launchers import Job, Launcher, launch
-from medvisionllama.experiments.outside import score_outside
+from medvisionllama.experiments.outside import parts_held, score_outside
 from medvisionllama.experiments.paper_tables import TABLES, Budget, Labelled, PaperTable, table_cells
-from medvisionllama.experiments.pretraining import NAME, places_asked, study_cells
+from medvisionllama.experiments.pretraining import PLANNED_TASK, places_asked, planned_places, study_cells
 from medvisionllama.experiments.pretraining_page import write_page
-from medvisionllama.experiments.row_figures import draw_from_rows
+from medvisionllama.experiments.request import Request, sound
+from medvisionllama.experiments.retold import command_of, study_commands
+from medvisionllama.experiments.row_figures import collect_maps, draw_from_rows
 from medvisionllama.experiments.rows import Row, read_rows
 from medvisionllama.experiments.suite import Tell, Walked, Work, machine_of, walk
 from medvisionllama.experiments.table_page import (
@@ -28,63 +32,9 @@ from medvisionllama.experiments.table_page import (
     to_csv,
     to_markdown,
 )
-from medvisionllama.experiments.tables import TASKS, decathlon_name, published
-from medvisionllama.explain import explain_run
+from medvisionllama.experiments.tables import decathlon_name
 from medvisionllama.listener import Listener
-from medvisionllama.run_folder import RunFolder, write_table, write_text
-
-
-@dataclass(frozen=True)
-class Request:
-    """What was asked for; None and empty take the table's own.
-
-    Attributes:
-        table: A name of ``paper_tables.TABLES``, or that of the study.
-        tasks: The tasks' folders.
-        out: Folder of the small results.
-        work: Folder of the run folders.
-        splits: A file for each task; drawn with seed 0 where empty.
-        seeds: Trainings of each row.
-        fractions: Shares of the training patients.
-        folds: Which parts validate, in turn.
-        steps: Of every cell.
-        grid: Edge of the papers' grid.
-        recipe: Name or file, for the papers' tables.
-        blocks: Label and source of language models.
-        networks: Of the study.
-        middles: Of the study.
-        loras: Of the study.
-        predictions: Name and folder of other programs' label maps.
-        only: Measure only cells whose name holds this.
-        limit: Measure at most so many cells.
-        device: As in ``Work``.
-        threads: As in ``Work``.
-        cache: As in ``Work``.
-        offline: As in ``Work``.
-    """
-
-    table: str
-    tasks: tuple[Path, ...]
-    out: Path
-    work: Path
-    splits: tuple[Path, ...] = ()
-    seeds: tuple[int, ...] = ()
-    fractions: tuple[float, ...] = ()
-    folds: tuple[int, ...] = ()
-    steps: int | None = None
-    grid: int | None = None
-    recipe: str = ""
-    blocks: tuple[tuple[str, str], ...] = ()
-    networks: tuple[str, ...] = ()
-    middles: tuple[str, ...] = ()
-    loras: tuple[str, ...] = ()
-    predictions: tuple[tuple[str, Path], ...] = ()
-    only: str = ""
-    limit: int | None = None
-    device: str = "auto"
-    threads: int | None = None
-    cache: Path | None = None
-    offline: bool = False
+from medvisionllama.run_folder import write_table, write_text
 
 
 class Reproduction:
@@ -94,35 +44,47 @@ class Reproduction:
         InputError: The table is unknown, or tasks, splits or settings do not fit.
     """
 
-    def __init__(self, request: Request) -> None:
-        if request.table != NAME and request.table not in TABLES:
-            raise InputError(
-                f"no table or figure is called {request.table!r}",
-                expected=", ".join([NAME, *TABLES]),
-                mend="Choose one of these.",
-            )
-        self.request = request
+    def __init__(self, request: Request, *, may_lack_tasks: bool = False) -> None:
+        self.request = request = sound(request)
         self.table: PaperTable | None = TABLES.get(request.table)
         self.tasks: dict[str, Task] = {}
         self.splits: dict[str, Splits] = {}
-        if request.splits and len(request.splits) != len(request.tasks):
-            raise InputError(
-                "every task needs a split of its own",
-                got=f"{len(request.splits)} files for {len(request.tasks)} tasks",
-                mend="Name as many --splits as --tasks, in the same order, or none.",
-            )
+        self.absent: dict[str, Path] = {}
         for index, folder in enumerate(request.tasks):
+            if may_lack_tasks and not folder.exists():
+                self.absent[folder.name] = folder
+                continue
             task = read_task(folder)
-            names = [case.name for case in task.cases]
-            splits = read_splits(request.splits[index]) if request.splits else make_splits(names)
-            splits.verify(names)
-            self.tasks[decathlon_name(task.name)] = task
-            self.splits[decathlon_name(task.name)] = splits
-        self.labelled = self._labelled()
+            if (name := decathlon_name(task.name)) in self.tasks:
+                raise InputError(f"two tasks are called {name}", got=str(folder), mend="Name each task once.")
+            cases = [case.name for case in task.cases]
+            splits = read_splits(request.splits[index]) if request.splits else make_splits(cases)
+            splits.verify(cases)
+            for fold in request.folds:
+                splits.validation(fold)
+            for _, predictions in request.predictions:
+                parts_held(predictions, task, splits, (request.folds or (0,))[0])
+            self.tasks[name], self.splits[name] = task, splits
+        self.labelled = self._labelled([(name, splits_digest(splits)) for name, splits in self.splits.items()])
+        self._refuse_misfits()
 
-    def _labelled(self) -> tuple[Labelled, ...]:
+    def _refuse_misfits(self) -> None:
+        printed = {labelled.printed for labelled in self.labelled}
+        for name, _ in self.request.predictions:
+            if name in printed:
+                raise InputError(
+                    f"{self.request.table} has a row {name!r} of its own",
+                    got=f"--predictions {name}=...",
+                    mend=f"Call it otherwise, such as '{name} (theirs)'.",
+                )
+        for config, grid in {(x.cell.config, x.cell.grid) for x in self.labelled if x.cell.protocol == "paper"}:
+            try:
+                replace(config, input_size=(grid,) * 3)
+            except ValueError as error:
+                raise InputError(f"no network of {self.request.table} on a grid of {grid}", got=str(error)) from error
+
+    def _labelled(self, tasks: Sequence[tuple[str, str]]) -> tuple[Labelled, ...]:
         request = self.request
-        tasks = [(name, splits_digest(splits)) for name, splits in self.splits.items()]
         if self.table is None:
             named = {
                 "networks": request.networks,
@@ -147,11 +109,18 @@ class Reproduction:
         return table_cells(self.table, tasks, replace(budget, blocks=blocks))
 
     def work(self) -> Work:
-        """What there is to measure now."""
+        """What there is to measure now; a setting that several rows share is one cell."""
         request = self.request
-        cells = tuple(dict.fromkeys(x.cell for x in self.labelled if request.only in x.cell.name))
+        cells: dict[str, Cell] = {}
+        for labelled in self.labelled:
+            if request.only in labelled.cell.name:
+                cells.setdefault(labelled.cell.key, labelled.cell)
+        if request.limit is not None:
+            measured = self.rows()
+            for key in [key for key in cells if key not in measured][request.limit :]:
+                del cells[key]
         return Work(
-            cells[: request.limit] if request.limit is not None else cells,
+            tuple(cells.values()),
             {name: task.folder for name, task in self.tasks.items()},
             {splits_digest(splits): splits for splits in self.splits.values()},
             request.out / "rows",
@@ -168,7 +137,8 @@ class Reproduction:
 
     def forecast(self) -> Forecast:
         """What it would take."""
-        return forecast(self.work(), self.rows(), all_tasks=self.table is not None)
+        absent = {name: (folder, len(self._labelled([(name, "")]))) for name, folder in self.absent.items()}
+        return forecast(self.work(), self.rows(), self.tasks, absent, all_tasks=self.table is not None)
 
     def measure(
         self,
@@ -179,7 +149,11 @@ class Reproduction:
         job: Job | None = None,
         share: tuple[int, int] | None = None,
     ) -> Walked:
-        """Measure what is missing; ``share`` (worker, workers) walks as one of several that something else launched."""
+        """Measure what is missing; ``share`` (worker, workers) walks as one of several that something else launched.
+
+        Other programs' predictions are scored first, since what is wrong with them should be told first.
+        """
+        _ = self.outside
         if share is not None:
             return walk(self.work(), *share, tell=tell, listener=listener)
         return launch(launcher, self.work(), workers, tell, listener, job)
@@ -193,16 +167,27 @@ class Reproduction:
     def _write_study(self) -> list[Path]:
         rows = self.rows().values()
         asked = places_asked([labelled.cell for labelled in self.labelled], rows)
-        return write_page(rows, asked, self.request.out, study_commands())
+        digest = splits_digest(self.splits[PLANNED_TASK]) if PLANNED_TASK in self.splits else ""
+        commands = study_commands(self.request, planned=bool(set(asked) & set(planned_places(digest))))
+        return write_page(rows, asked, self.request.out, commands)
+
+    @cached_property
+    def outside(self) -> list[Entry]:
+        """Other programs' predictions, scored.
+
+        Raises:
+            InputError: A label is not the task's, or a map is on another grid.
+        """
+        fold = (self.request.folds or (0,))[0]
+        return [
+            Entry(name, known, outside=score_outside(folder, task, self.splits[known], merged=True, fold=fold))
+            for name, folder in self.request.predictions
+            for known, task in self.tasks.items()
+        ]
 
     def _write_table(self, table: PaperTable, tell: Tell) -> list[Path]:
         request, rows = self.request, self.rows()
-        entries = entries_of(self.labelled, rows)
-        for name, folder in request.predictions:
-            for task_name, task in self.tasks.items():
-                fold = (request.folds or (0,))[0]
-                scored = score_outside(folder, task, self.splits[task_name], merged=True, fold=fold)
-                entries.append(Entry(name, task_name, outside=scored))
+        entries = [*entries_of(self.labelled, rows), *self.outside]
         lines, counts = lines_of(table, entries), counts_of(table, entries) if table.number != "1" else []
         used = [row for entry in entries for row in entry.rows]
         cases = {name: len(task.cases) for name, task in self.tasks.items()}
@@ -211,7 +196,7 @@ class Reproduction:
         missing = [*self._missing(rows), *faults]
         page = to_markdown(table, lines, counts, differences, missing, [path.name for path in figures])
         if table.number == "1":
-            page += "\n" + self._data_table(table)
+            page += "\n" + data_table(table.version, self.tasks)
         write_text(request.out / f"{table.name}.md", page)
         write_table(request.out / f"{table.name}.csv", to_csv(table, lines, counts))
         return [request.out / f"{table.name}.md", request.out / f"{table.name}.csv", *figures]
@@ -220,34 +205,12 @@ class Reproduction:
         left = [labelled for labelled in self.labelled if labelled.cell.key not in rows]
         if not left:
             return []
+        cells, all_cells = ({x.cell.key for x in some} for some in (left, self.labelled))
         return [
-            f"{len(left)} of {len(self.labelled)} cells are not measured:",
+            f"{len(cells)} of {len(all_cells)} cells are not measured:",
             "\n".join(f"- {x.printed}, {x.cell.task}, seed {x.cell.seed}, fold {x.cell.fold}" for x in left),
-            f"```\n{self.command()}\n```",
+            f"```\n{command_of(self.request)}\n```",
         ]
-
-    def command(self) -> str:
-        """What measures the rest, with ``DATA`` for the folder of the data."""
-        request = self.request
-        words = ["medvisionllama reproduce", request.table, "--tasks", *(f"DATA/{task}" for task in self.tasks)]
-        # A path of this machine is of no use elsewhere: its last part tells which file is meant.
-        splits = [str(path) if not path.is_absolute() else path.name for path in request.splits]
-        for option, values in (
-            ("--splits", splits),
-            ("--seeds", request.seeds),
-            ("--fractions", request.fractions),
-            ("--folds", request.folds),
-            ("--networks", request.networks),
-            ("--middles", request.middles),
-            ("--lora", request.loras),
-        ):
-            words += [option, *map(str, values)] if values else []
-        words += ["--steps", str(request.steps)] if request.steps else []
-        words += ["--grid", str(request.grid)] if request.grid else []
-        words += ["--recipe", request.recipe] if request.recipe else []
-        if request.blocks:
-            words += ["--block", *(_block_word(label, source) for label, source in request.blocks)]
-        return " ".join([*words, "--out", request.out.name])
 
     def _figures(self, table: PaperTable, entries: Sequence[Entry], tell: Tell) -> tuple[list[Path], list[str]]:
         """A figure's files; or one sentence saying what it lacks."""
@@ -256,53 +219,10 @@ class Reproduction:
             return [], []
         try:
             if table.maps:
-                self._collect_maps([row for _, row in shown])
+                collect_maps([row for _, row in shown], self.request.work, machine_of(self.work(), 0))
             part = next(p for p in ("test/native", "validation/native") if p in shown[0][1].parts)
             title = f"{part.partition('/')[0]}, native grid"
             return draw_from_rows(table.figure, shown, self.request.work, self.request.out, title), []
         except InputError as error:
             tell(f"{table.figure} was not drawn: {error}")
             return [], [f"The figure was not drawn: {error.fault_in_full}"]
-
-    def _collect_maps(self, rows: Sequence[Row]) -> None:
-        for row in rows:
-            run = RunFolder(self.request.work / str(row.content["name"]))
-            case = row.parts[next(iter(row.parts))].cases[0]
-            if run.config.exists() and not (run.path / "maps" / f"{case}.npz").exists():
-                explain_run(run.path, [case], machine_of(self.work(), 0))
-
-    def _data_table(self, table: PaperTable) -> str:
-        head = "| task | modalities | channels | classes | cases in the paper | cases here |"
-        text = ["## The data", head, "|" + "---|" * 6]
-        printed = {cell.task: cell.value for cell in published(table.version, "1", metric="cases")}
-        for name in TASKS:
-            task = self.tasks.get(name)
-            if task is None:
-                text.append(f"| {name} | not here |  |  | {printed[name]:g} |  |")
-                continue
-            modalities, classes = ", ".join(task.modalities), ", ".join(task.classes.values())
-            text.append(
-                f"| {name} | {modalities} | {task.channels} | {classes} | {printed[name]:g} | {len(task.cases)} |"
-            )
-        return "\n\n".join([text[0], "\n".join(text[1:])]) + "\n"
-
-
-def study_commands() -> list[str]:
-    """The commands of the planned study, and the one for the papers' own language model."""
-    common = (
-        f"medvisionllama reproduce {NAME} --tasks DATA/Task04_Hippocampus "
-        f"--splits docs/results/task04-native/splits.json --threads 1 --out docs/results/{NAME}"
-    )
-    return [
-        common,
-        f"{common} --networks medvisionllama-u --middles shuffled pretrained "
-        "--block stories260K=DATA/weights/stories260K/hf",
-        "# the papers' own language model, on a GPU (gated: accept its licence on the hub, then `blocks fetch`):",
-        "medvisionllama blocks fetch llama-3.1-8b",
-        f"{common} --block llama-3.1-8b --device cuda",
-    ]
-
-
-def _block_word(label: str, source: str) -> str:
-    where = f"DATA/{'/'.join(Path(source).parts[-3:])}" if Path(source).is_absolute() else source
-    return where if label == source else f"{label}={where}"

@@ -11,6 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from medvisionllama.experiments.rows import Row
+from medvisionllama.explain import explain_run
+from medvisionllama.machine import Machine
 from medvisionllama.reports.paper_figures import draw_paper_figure
 from medvisionllama.run_folder import METRICS, RunFolder, ScoreRow, to_json, write_json, write_scores, write_text
 
@@ -37,6 +39,21 @@ def draw_from_rows(figure: str, rows: Sequence[tuple[str, Row]], runs: Path, out
             _borrow(kept, place)
             places.append(place)
         return draw_paper_figure(figure, places, out, part)
+
+
+def collect_maps(rows: Sequence[Row], runs: Path, machine: Machine) -> None:
+    """Collect the activation maps of each row's first case, where its run folder is still there and has none.
+
+    Args:
+        rows: What was measured.
+        runs: Where the run folders are.
+        machine: Where to compute.
+    """
+    for row in rows:
+        run = RunFolder(runs / str(row.content["name"]))
+        case = row.parts[next(iter(row.parts))].cases[0]
+        if run.config.exists() and not (run.path / "maps" / f"{case}.npz").exists():
+            explain_run(run.path, [case], machine)
 
 
 def write_as_run(row: Row, printed: str, folder: Path) -> None:
