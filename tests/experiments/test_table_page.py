@@ -1,0 +1,203 @@
+"""What a table says of its rows: which numbers stand beside one another, which are compared, and what differed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medvisionllama.experiments.paper_tables import TABLES, Budget, Labelled, table_cells
+from medvisionllama.experiments.rows import PartScores, Row
+from medvisionllama.experiments.table_page import (
+    Counted,
+    Entry,
+    Line,
+    RowKey,
+    differences_of,
+    entries_of,
+    lines_of,
+    to_markdown,
+)
+from medvisionllama.experiments.tables import published
+from medvisionllama.models.medvisionllama import ModelConfig
+from medvisionllama.models.network import build_network
+from medvisionllama.run_folder import METRICS
+from tests.experiments.row_maker import make_row, scores
+
+HEART, HIPPOCAMPUS = "Task02_Heart", "Task04_Hippocampus"
+MINILM = {"": "minilm-l6"}
+Dice = Callable[[Labelled], float | None]
+
+
+def labelled(name: str, tasks: Sequence[str] = (HIPPOCAMPUS,), **budget: object) -> tuple[Labelled, ...]:
+    settings = Budget(**{"grid": 64, "steps": 3, "blocks": MINILM, **budget})  # type: ignore[arg-type]
+    return table_cells(TABLES[name], [(task, "s") for task in tasks], settings)
+
+
+def rows_of(cells: Sequence[Labelled], folder: Path, dice: Dice) -> dict[str, Row]:
+    """Rows of those cells that ``dice`` gives a mean."""
+    rows = []
+    for n, x in enumerate(cells):
+        mean = dice(x)
+        if mean is not None:
+            rows.append(make_row(x.cell, folder, {"test/native": scores(mean, seed=n)}))
+    return {row.key: row for row in rows}
+
+
+def outside(name: str, mean: float, task: str = HIPPOCAMPUS) -> Entry:
+    cases = tuple(f"case_{n}" for n in range(8))
+    values = {metric: np.array([scores(mean, seed=99)]) for metric in METRICS}
+    return Entry(name, task, outside={"test/native": PartScores(cases, ("foreground",), values, 1.0)})
+
+
+def dice_lines(lines: Sequence[Line], task: str) -> dict[RowKey, Line]:
+    return {x.key: x for x in lines if (x.task, x.metric) == (task, "dice")}
+
+
+def test_another_programs_row_is_never_averaged_into_one_of_ours(tmp_path: Path) -> None:
+    cells = labelled("v2-T3")
+    rows = rows_of(cells, tmp_path, lambda _: 0.6)
+    entries = [*entries_of(cells, rows), outside("ViT Baseline", 0.9)]
+    for task in (HIPPOCAMPUS, "average"):
+        found = dice_lines(lines_of(TABLES["v2-T3"], entries), task)
+        ours, theirs = (found[RowKey("ViT Baseline", 1.0, of_others)] for of_others in (False, True))
+        assert (ours.measured, theirs.measured) == pytest.approx((0.6, 0.9), abs=0.02)
+        assert ours.published is not None or task != "average"
+        assert theirs.published is None
+
+
+def test_one_share_of_the_data_is_no_paper_row(tmp_path: Path) -> None:
+    cells = labelled("v2-T2", fractions=(0.1,))
+    table, rows = TABLES["v2-T2"], rows_of(cells, tmp_path, lambda _: 0.7)
+    lines = lines_of(table, entries_of(cells, rows))
+    assert {x.printed for x in lines} == {"ViT-Baseline, 10%", "MedVisionLlama, 10%"}
+    assert {x.published for x in lines} == {None}
+    assert any(x.effect for x in lines)
+    said = "\n".join(differences_of(table, cells, [], {HIPPOCAMPUS: 9}))
+    assert "**Share of the data**: 10% of the training patients; the paper 100%" in said
+    few = TABLES["v2-F4"]
+    assert "Share of the data" not in "\n".join(differences_of(few, labelled("v2-F4"), [], {}))
+    assert "Share of the data" not in "\n".join(differences_of(table, labelled("v2-T2"), [], {}))
+
+
+def test_what_differed_tells_recipe_grid_and_other_programs() -> None:
+    def said(name: str, outside: Sequence[str] = (), **budget: object) -> str:
+        return "\n".join(differences_of(TABLES[name], labelled(name, **budget), [], {HIPPOCAMPUS: 9}, outside))
+
+    own = said("v1-A1")
+    assert "**Recipe**: paper-v1" in own
+    assert "the paper names none" in own
+    assert "128³" not in own
+    swapped = said("v1-A1", recipe="paper-v2")
+    assert "loss dice_bce, not bce" in swapped
+    assert "learning_rate 0.002, not 1e-05" in swapped
+    assert "optimizer adamw, not adam" in said("v2-T2", recipe="native")
+    assert "the paper 64x64x40, 128x128x80, 240x240x156" in said("v1-B2")
+    assert "**nnU-Net v2**: label maps of another program" in said("v2-T2", ["nnU-Net v2"])
+
+
+def test_both_data_tables_tell_whose_counts_differ() -> None:
+    for name in ("v1-T1", "v2-T1"):
+        (said,) = differences_of(TABLES[name], (), [], {})
+        assert "Liver 100 and Lung 53 are not the release's" in said
+
+
+def test_averages_are_of_the_same_tasks_in_every_row(tmp_path: Path) -> None:
+    cells = labelled("v2-T5", (HIPPOCAMPUS, HEART))
+
+    def dice(x: Labelled) -> float | None:
+        if x.row == "ViT-Baseline":
+            return 0.9 if x.cell.task == HIPPOCAMPUS else 0.5
+        return 0.9 if x.cell.task == HIPPOCAMPUS and "LoRA" in x.row else None
+
+    found = dice_lines(lines_of(TABLES["v2-T5"], entries_of(cells, rows_of(cells, tmp_path, dice))), "average")
+    lines = {key.row: line for key, line in found.items()}
+    assert lines["ViT-Baseline"].tasks == lines["MedVisionLlama (LoRA)"].tasks == (HIPPOCAMPUS,)
+    assert lines["ViT-Baseline"].measured == pytest.approx(0.9, abs=0.02)  # not 0.7 beside 0.9
+    assert lines["MedVisionLlama (Linear)"].by_seed == {}
+
+
+def test_averages_match_seeds_by_number(tmp_path: Path) -> None:
+    cells = labelled("v2-T5", (HIPPOCAMPUS, HEART), seeds=(0, 1))
+
+    def dice(x: Labelled) -> float | None:  # the second task has the second seed alone
+        if (x.cell.task, x.cell.seed) == (HEART, 0):
+            return None
+        return 0.9 if x.cell.seed else 0.5
+
+    found = dice_lines(lines_of(TABLES["v2-T5"], entries_of(cells, rows_of(cells, tmp_path, dice))), "average")
+    for line in found.values():
+        assert {*line.by_seed} == {1}
+        assert line.measured == pytest.approx(0.9, abs=0.02)  # not (0.5 + 0.9) / 2
+
+
+def test_averages_are_tested(tmp_path: Path) -> None:
+    cells = labelled("v2-T3", (HIPPOCAMPUS, HEART))
+    rows = rows_of(cells, tmp_path, lambda x: 0.8 if x.row == "MedVisionLlama" else 0.6)
+    lines = lines_of(TABLES["v2-T3"], entries_of(cells, rows))
+    line = dice_lines(lines, "average")[RowKey("ViT Baseline", 1.0, False)]
+    assert line.effect is not None
+    assert (line.effect.cases.n, line.effect.difference) == (16, pytest.approx(-0.2, abs=0.02))
+    assert line.marks == "*\N{DAGGER}"
+    assert "| average (Task04, Task02) | dice | ViT Baseline | 0.74 ± 0.04* |" in to_markdown(
+        TABLES["v2-T3"], lines, [], [], []
+    )
+
+
+def test_another_program_is_compared_with_the_row_that_is_the_measure(tmp_path: Path) -> None:
+    cells = labelled("v2-T3", fractions=(0.1, 0.3))
+    means = {"MedVisionLlama": 0.8, "ViT Baseline": 0.5}
+    rows = rows_of(cells, tmp_path, lambda x: means.get(x.row, 0.4) + (0.05 if x.cell.fraction == 0.3 else 0))
+    lines = lines_of(TABLES["v2-T3"], [*entries_of(cells, rows), outside("other", 0.9)])
+    line = dice_lines(lines, HIPPOCAMPUS)[RowKey("other", 1.0, True)]
+    assert line.measure == "MedVisionLlama, 30%"
+    assert line.effect is not None
+    assert line.effect.difference == pytest.approx(0.05, abs=0.02)
+    assert "(less MedVisionLlama, 30%)" in to_markdown(TABLES["v2-T3"], lines, [], [], [])
+
+
+def test_only_a_beaten_rival_is_marked_where_the_paper_marks_those(tmp_path: Path) -> None:
+    for name, rival, ours in (("v2-T3", "ViT Baseline", "MedVisionLlama"), ("v2-T4", "ViT-MLP", "MedVisionLlama")):
+        cells = labelled(name)
+        for of_rival, beaten in ((0.6, True), (0.95, False)):
+            means = {ours: 0.8, rival: of_rival}
+            rows = rows_of(cells, tmp_path / f"{name}{beaten}", means_of(means))
+            line = dice_lines(lines_of(TABLES[name], entries_of(cells, rows)), HIPPOCAMPUS)[RowKey(rival, 1.0, False)]
+            assert bool(line.marks) == (beaten or name != "v2-T3")
+    key, effect = line.key, line.effect
+    assert effect is not None
+    far = Line(key, HIPPOCAMPUS, "test/native", "hd95_mm", None, effect=effect, holm_p=0.0, beaten=True)
+    assert far.marks  # 0.15 more is worse where lower is better
+
+
+def means_of(means: dict[str, float]) -> Dice:
+    return lambda x: means.get(x.row)
+
+
+def test_published_counts_keep_their_digits() -> None:
+    for name in ("v2-T4", "v2-T5", "v2-T6", "v1-T4"):
+        table = TABLES[name]
+        printed = [c for c in published(table.version, table.number) if c.metric in table.counts]
+        page = to_markdown(table, [], [Counted(c.row, c.metric, c.value, 2142.97, math.nan) for c in printed], [], [])
+        for cell in printed:
+            assert f"| {cell.row} | {cell.metric} | {cell.value!r} | 2,142.97 | \N{EN DASH} |" in page
+    page = to_markdown(table, [], [Counted("ViT", "inference_ms", math.nan, math.nan, 5.751234)], [], [])
+    assert "| ViT | inference_ms | \N{EN DASH} | \N{EN DASH} | 5.751 |" in page  # no clock tells more
+
+
+@pytest.mark.parametrize("block", ["minilm-l6", "biobert", "smollm2-135m"])
+def test_networks_of_equal_size_are_so_around_any_block(block: str) -> None:
+    cells = {x.row: x.cell for x in labelled("v2-T4", blocks={"": block})}
+
+    def parameters(row: str) -> int:
+        return sum(p.numel() for p in build_network(cells[row].config, meta=True).parameters())
+
+    ours = parameters("MedVisionLlama")
+    assert (parameters("ViT-Depth"), parameters("ViT-MLP")) == pytest.approx((ours, ours), rel=0.02)
+    (said,) = [s for s in differences_of(TABLES["v2-T4"], labelled("v2-T4", blocks={"": block}), [], {}) if "wide" in s]
+    config = cells["ViT-Depth"].config
+    assert isinstance(config, ModelConfig)
+    assert f"{config.width} wide, {config.depth} blocks" in said
