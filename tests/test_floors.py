@@ -33,6 +33,8 @@ FLOORS = [
         (
             "run",
             "segment",
+            "loading",
+            "score_part",
             "cleanup",
             "config",
             "pictures",

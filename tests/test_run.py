@@ -19,11 +19,13 @@ from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
 from medvisionllama.data.splits import Splits
 from medvisionllama.errors import InputError
 from medvisionllama.listener import Silent
+from medvisionllama.loading import load_member, load_segmenter
 from medvisionllama.machine import Machine
 from medvisionllama.predict import Look, Room, look_at_volumes
 from medvisionllama.run import train_run
 from medvisionllama.run_folder import RunFolder, read_scores
-from medvisionllama.segment import load_member, load_segmenter, predict_files, predict_part
+from medvisionllama.score_part import predict_part
+from medvisionllama.segment import predict_files
 
 SMALL = ("--model.depth", "1", "--recipe.validations", "2", "--recipe.precision", "float32")
 

@@ -15,10 +15,12 @@ from medvisionllama.data.nifti import read_label_map, read_volume
 from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import Volume
+from medvisionllama.loading import Inference, load_segmenter
 from medvisionllama.machine import Machine
 from medvisionllama.run import train_run
 from medvisionllama.run_folder import RunFolder, read_scores
-from medvisionllama.segment import Inference, load_segmenter, predict_files, predict_part
+from medvisionllama.score_part import predict_part
+from medvisionllama.segment import predict_files
 
 OVERRIDES = ("--model.depth", "1", "--recipe.validations", "0", "--recipe.precision", "float32")
 

@@ -15,7 +15,7 @@ from medvisionllama.machine import Machine
 from medvisionllama.reports.page import write_page
 from medvisionllama.run import train_run
 from medvisionllama.run_folder import RunFolder
-from medvisionllama.segment import predict_part
+from medvisionllama.score_part import predict_part
 
 CASES = 40
 TOLERANCE_MM = 1.0  # about a voxel of the phantom

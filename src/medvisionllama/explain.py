@@ -28,12 +28,12 @@ from medvisionllama.data.way_back import to_input_resolution
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import Array
 from medvisionllama.language.block import LanguageBlock
+from medvisionllama.loading import load_segmenter
 from medvisionllama.machine import Machine
 from medvisionllama.models.attention import SelfAttention, Shape, attention_map
 from medvisionllama.models.medvisionllama import MedVisionLlama
 from medvisionllama.pictures import picture_arrays, reference_of
 from medvisionllama.run_folder import RunFolder
-from medvisionllama.segment import load_segmenter
 from medvisionllama.sliding_window import sliding_window
 from medvisionllama.whole_file import whole_file
 

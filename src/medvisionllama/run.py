@@ -30,7 +30,7 @@ from medvisionllama.processes import Processes
 from medvisionllama.provenance import environment, parameters, stages
 from medvisionllama.recipe import Recipe
 from medvisionllama.run_folder import FORMAT_VERSION, RunFolder, read_json, write_json
-from medvisionllama.segment import predict_part
+from medvisionllama.score_part import predict_part
 from medvisionllama.train import Outcome, Validated, seconds_per_step, train
 from medvisionllama.whole_file import clear_litter, refuse_unwritable
 

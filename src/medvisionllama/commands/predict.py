@@ -55,8 +55,10 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 def _predict(options: argparse.Namespace) -> int:
     from dataclasses import replace
 
+    from medvisionllama.loading import Inference
     from medvisionllama.run_folder import RunFolder, to_json
-    from medvisionllama.segment import Inference, predict_files, predict_part
+    from medvisionllama.score_part import predict_part
+    from medvisionllama.segment import predict_files
 
     moved = str(options.dataset) if options.dataset else None
     machine = replace(machine_of(options), block_source=options.block, dataset=moved)

@@ -24,10 +24,11 @@ from medvisionllama.experiments.cells import Cell
 from medvisionllama.experiments.rows import collect, read_rows, row_path, write_row
 from medvisionllama.experiments.source import state_of_source
 from medvisionllama.listener import Listener, Silent
+from medvisionllama.loading import load_member
 from medvisionllama.machine import Machine, choose_device, default_cache
 from medvisionllama.run import train_run
 from medvisionllama.run_folder import RunFolder, read_json, write_text
-from medvisionllama.segment import load_member, predict_part
+from medvisionllama.score_part import predict_part
 
 Ended = Literal["measured", "there already", "held by another", "failed"]
 Tell = Callable[[str], None]
