@@ -92,7 +92,9 @@ class FrozenRMSNorm(nn.Module):
             x = tokens.float()
             unit = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
             return _scaled(unit, self.weight, tokens.dtype, self.is_gemma)
-        keeps_result = self.keeps_result and tokens.device.type == "cpu" and self._can_be_undone()
+        # Stand-ins for tensors, by which operations are counted, are subclasses; they have no factors to be asked for.
+        asks = self.keeps_result and tokens.device.type == "cpu" and type(tokens) is Tensor
+        keeps_result = asks and self._can_be_undone()
         # As rows, so that the result is autograd's own and no view of it: it then notices if it is written over.
         rows = tokens.reshape(-1, tokens.shape[-1])
         normalised: Tensor = _RMSNorm.apply(rows, self.weight, self.eps, self.is_gemma, keeps_result)  # type: ignore[no-untyped-call]
