@@ -502,6 +502,18 @@ def test_meta_block_counts_norm_and_adapters() -> None:
     assert trainable == 8 * (4096 + 4096) + 8 * (4096 + 1024)
 
 
+@pytest.mark.parametrize("name", ["smollm2-135m", "gemma-2-9b", "biogpt", "minilm-l6"])
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_a_meta_block_has_a_gradient(name: str, lora_rank: int) -> None:
+    """Shapes alone, forward and backward; on that device some questions about numbers and their formats are errors."""
+    block = meta_block(BlockConfig(source=name, lora_rank=lora_rank))
+    x = torch.empty(1, 5, block.width, device="meta", requires_grad=True)
+    result = block(x)
+    result.sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == result.shape == x.shape
+
+
 def test_a_random_block_of_the_catalog_needs_no_file(tmp_path: Path) -> None:
     block = load_block(BlockConfig(source="smollm2-135m", init="random"), cache=tmp_path, offline=True)
     assert sum(p.numel() for p in block.parameters()) == 3_540_096 + 576

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from medvisionllama.language import frozen_linear, gated
+from medvisionllama.language import attention_gradient, frozen_linear, gated
 from medvisionllama.language.lean import FrozenRMSNorm
 
 
@@ -125,6 +125,45 @@ def test_whatever_is_more_than_a_frozen_map_is_called() -> None:
         assert not may_be_joined(lambda one: None)
     with torch.autocast("cpu", torch.bfloat16):
         assert not may_be_joined(lambda one: None)
+
+
+def on_meta() -> list[nn.Linear]:
+    with torch.device("meta"):
+        return [frozen(6, 4, dtype=torch.float32) for _ in range(2)]
+
+
+def test_maps_on_the_meta_device_are_joined() -> None:
+    """Autocast does not know that device, and refuses to be asked about it."""
+    tokens = torch.empty(3, 6, device="meta", requires_grad=True)
+    assert frozen_linear.can_be_joined(tokens, *on_meta())
+    sum(one.sum() for one in frozen_linear.project(tokens, *on_meta())).backward()  # type: ignore[union-attr]
+    assert tokens.grad is not None
+    assert tokens.grad.shape == tokens.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_asked_for_inside_autocast_are_those_from_outside(dtype: torch.dtype) -> None:
+    """Each of our own backward passes, with the forward pass outside."""
+    generator = torch.Generator().manual_seed(6)
+    maps = [frozen(6, width, dtype=dtype) for width in (8, 4)]
+    unit = gated.GatedMLP(Unit(dtype), "silu")
+    norm = FrozenRMSNorm(Norm(torch.ones(6, dtype=dtype), False))
+    acts: list[tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = [
+        ((2, 7, 6), lambda x: torch.cat(frozen_linear.project(x, *maps), -1)),
+        ((2, 7, 6), unit),
+        ((2, 7, 6), norm),
+        ((2, 7, 6), lambda x: gated._Gated.apply(x, x.flip(0), "silu")),  # type: ignore[no-untyped-call]
+        ((1, 2, 40, 16), lambda x: attention_gradient.attend(x, x[:, :1], x[:, 1:], 0.3)),
+    ]
+    for shape, act in acts:
+        leaf = torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+        result = act(leaf)
+        outer = torch.randn(result.shape, generator=generator).to(dtype)
+        (outside,) = torch.autograd.grad(result, leaf, outer, retain_graph=True)
+        for other in (torch.bfloat16, torch.float16):
+            with torch.autocast("cpu", other):
+                (inside,) = torch.autograd.grad(result, leaf, outer, retain_graph=True)
+            assert torch.equal(inside, outside)
 
 
 class Norm(nn.Module):

@@ -30,6 +30,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from medvisionllama.language.autocast import without_autocast
+
 # How many keys to take at a time. Products read their operands fastest in high and narrow blocks of scores, and where
 # a block has all keys, the gradient of its queries is one product.
 _KEYS_AT_ONCE = 4096
@@ -72,6 +74,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         query, key, value, attended, log_sum = ctx.saved_tensors
         # In memory as the projections want them, (B, N, heads, D).

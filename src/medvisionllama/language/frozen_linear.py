@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from medvisionllama.language.attention import is_exported
+from medvisionllama.language.autocast import is_autocast, without_autocast
 
 
 def can_be_joined(tokens: Tensor, *linears: nn.Module) -> bool:
@@ -29,7 +30,7 @@ def can_be_joined(tokens: Tensor, *linears: nn.Module) -> bool:
         torch.is_grad_enabled()
         and tokens.requires_grad
         and not is_exported()
-        and not torch.is_autocast_enabled(tokens.device.type)
+        and not is_autocast(tokens.device)
         and all(_is_frozen_linear(one) and one.weight.dtype == tokens.dtype for one in linears)
     )
 
@@ -61,6 +62,7 @@ class _Joined(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         weights: tuple[Tensor, ...] = ctx.saved_tensors
         total: Tensor | None = None

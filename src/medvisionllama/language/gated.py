@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from medvisionllama.language.attention import is_exported
+from medvisionllama.language.autocast import without_autocast
 from medvisionllama.language.frozen_linear import can_be_joined
 
 # How many numbers a CPU takes at a time: 256 kB in float32, which stays in a processor's cache.
@@ -92,6 +93,7 @@ class _Gated(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         gate, up = ctx.saved_tensors
         gate_grad, up_grad = (torch.empty(gate.shape, dtype=gate.dtype, device=gate.device) for _ in range(2))
@@ -120,6 +122,7 @@ class _FrozenUnit(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         gate, up, gate_weight, up_weight, down_weight = ctx.saved_tensors
         outer = gradients[0].reshape(-1, gradients[0].shape[-1])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from medvisionllama.language.attention import bidirectional_attention, is_exported
+from medvisionllama.language.autocast import without_autocast
 from medvisionllama.language.frozen_linear import project
 
 # How many numbers a CPU takes at a time: 256 kB in float32, which stays in a processor's cache.
@@ -128,6 +129,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         kept, inverse, weight = ctx.saved_tensors
         (outer,) = gradients
