@@ -203,19 +203,27 @@ class _Scores:
 
 
 def _times_products(factor: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """The products left @ right.T, each times a factor of its own: (N, M) of (N, D) and (M, D).
-
-    oneDNN multiplies before it rounds, and spares a pass over the result. torch's compiler calls it by this inner
-    name; no other function of torch does both at once.
-    """
-    if (
-        left.dtype == torch.bfloat16
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    ):
+    """The products left @ right.T, each times a factor of its own: (N, M) of (N, D) and (M, D)."""
+    if left.dtype == torch.bfloat16 and _multiplies_before_rounding():
         product: Tensor = torch.ops.mkldnn._linear_pointwise.binary(left, factor, right, None, "mul")
         return product
     return torch.mm(left, right.T).mul_(factor)
+
+
+def _multiplies_before_rounding() -> bool:
+    """Whether oneDNN is at hand to multiply a bfloat16 product by a factor before it is rounded, in one pass.
+
+    torch's compiler calls that operation by its inner name, and so do we: no other of torch does both at once. No
+    version of torch has promised it, so whether it is there is asked as well.
+    """
+    inner = torch.ops.mkldnn
+    return bool(
+        torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and torch.backends.mkldnn.enabled
+        and hasattr(inner, "_is_mkldnn_bf16_supported")
+        and inner._is_mkldnn_bf16_supported()
+        and hasattr(getattr(inner, "_linear_pointwise", None), "binary")
+    )
 
 
 def _slices(length: int, step: int) -> list[slice]:
