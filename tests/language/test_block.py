@@ -13,9 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from graph_nodes import kinds_of_nodes
 from safetensors.torch import load_file, save_file
 from tiny_models import FAMILY_NAMES, N_LAYERS, full_model
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.func import functional_call
 
 from medvisionllama.errors import InputError
 from medvisionllama.language.block import (
@@ -782,6 +786,59 @@ def test_float8_weights_are_refused(checkpoint_of: CheckpointOf, tmp_path: Path)
     folder = rewrite(checkpoint_of("llama"), tmp_path / "f8", lambda t: t | {name: t[name].to(torch.float8_e4m3fn)})
     with pytest.raises(InputError, match="quantised"):
         block_of(folder)
+
+
+LEAN = ("_JoinedBackward", "_FrozenUnitBackward", "_GatedBackward", "_RMSNormBackward", "_AttentionBackward")
+
+
+@pytest.mark.parametrize(
+    ("fields", "n_tokens", "expected"),
+    [
+        ({}, 11, (1, 1, 0, 3, 0)),
+        ({"final_norm": False}, 11, (1, 1, 0, 2, 0)),
+        ({"dtype": "bfloat16"}, 1025, (1, 1, 0, 3, 1)),
+        ({"lora_rank": 2}, 11, (0, 1, 0, 3, 0)),  # queries and values have adapters
+        ({"lora_rank": 2, "lora_targets": ("up_proj",)}, 11, (1, 0, 1, 3, 0)),
+        ({"trained": True}, 11, (0, 0, 1, 0, 0)),
+    ],
+)
+def test_a_block_takes_the_lean_ways(
+    fields: dict[str, object], n_tokens: int, expected: tuple[int, ...], checkpoint_of: CheckpointOf
+) -> None:
+    block = block_of(checkpoint_of("llama"), **fields)
+    found = kinds_of_nodes(block(tokens(32, n_tokens).requires_grad_()))
+    assert tuple(found[kind] for kind in LEAN) == expected
+
+
+def storages_kept(apply: Callable[[Tensor], Tensor], x: Tensor) -> tuple[dict[int, int], Tensor]:
+    """The bytes of every storage that autograd keeps, and the result."""
+    kept: dict[int, Tensor] = {}
+    with saved_tensors_hooks(lambda one: kept.setdefault(one.untyped_storage()._cdata, one), lambda one: one):
+        result = apply(x)
+    return {key: one.untyped_storage().nbytes() for key, one in kept.items()}, result
+
+
+@pytest.mark.parametrize("family_name", ROTARY)
+def test_the_final_norm_keeps_its_result(family_name: str, checkpoint_of: CheckpointOf) -> None:
+    for final_norm in (True, False):
+        block = block_of(checkpoint_of(family_name), final_norm=final_norm)
+        kept, result = storages_kept(block, tokens(32).requires_grad_())
+        assert (result.untyped_storage()._cdata in kept) == final_norm
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+@every_family
+def test_a_block_of_stand_ins_keeps_as_many_bytes(
+    family_name: str, lora_rank: int, checkpoint_of: CheckpointOf
+) -> None:
+    """Tensors without numbers, by which costs are counted."""
+    block = block_of(checkpoint_of(family_name), lora_rank=lora_rank)
+    x = tokens(32).requires_grad_()
+    sizes, _ = storages_kept(block, x)
+    with FakeTensorMode() as mode:
+        stand_ins = {name: mode.from_tensor(one) for name, one in block.named_parameters()}
+        fake, _ = storages_kept(lambda given: functional_call(block, stand_ins, (given,)), mode.from_tensor(x))
+    assert sorted(fake.values()) == sorted(sizes.values())
 
 
 @pytest.mark.parametrize("masked", [False, True])

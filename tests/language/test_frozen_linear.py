@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from graph_nodes import kinds_of_nodes
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
 
-from medvisionllama.language import attention_gradient, frozen_linear, gated
+from medvisionllama.language import attention_gradient, frozen_linear, gated, lean
 from medvisionllama.language.lean import FrozenRMSNorm
 
 
@@ -105,6 +107,17 @@ def test_the_frozen_unit_rounds_no_worse_than_its_parts(tokens: Tensor) -> None:
     assert ours <= 1.1 * theirs
 
 
+def test_counters_of_operations_see_what_is_done_without_them(tokens: Tensor) -> None:
+    """They hook all modules of the process."""
+    with FlopCounterMode(display=False) as counter:
+        unit = gated.GatedMLP(Unit(), "silu")
+        result = unit(tokens.requires_grad_())
+        assert result.grad_fn is not None
+        assert kinds_of_nodes(result)["_FrozenUnitBackward"] == 1
+        result.sum().backward()
+    assert counter.get_total_flops() == 2 * 2 * 3 * 14 * 6 * 10, "three maps, and three gradients of inputs"
+
+
 def test_whatever_is_more_than_a_frozen_map_is_called() -> None:
     tokens = torch.randn(3, 6, requires_grad=True)
 
@@ -118,6 +131,7 @@ def test_whatever_is_more_than_a_frozen_map_is_called() -> None:
     assert not may_be_joined(lambda one: one.register_forward_hook(lambda *seen: None))
     assert not may_be_joined(lambda one: one.register_forward_pre_hook(lambda *seen: None))
     assert not may_be_joined(lambda one: one.register_full_backward_hook(lambda *seen: None))
+    assert not may_be_joined(lambda one: setattr(one, "forward", lambda x: x))
     assert not may_be_joined(lambda one: one.double())
     assert not may_be_joined(lambda one: None, tokens.detach())
     assert not frozen_linear.can_be_joined(tokens, nn.Sequential(frozen(6, 4)))
@@ -213,3 +227,16 @@ def test_a_result_that_was_written_over_is_refused() -> None:
     result += 1
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         result.sum().backward()
+
+
+def test_a_norm_that_keeps_nothing_does_not_look_at_its_factors(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[None] = []
+    factor = lean._factor
+    monkeypatch.setattr(lean, "_factor", lambda *given: looked.append(None) or factor(*given))
+    norm = FrozenRMSNorm(Norm(torch.ones(6), False), keeps_result=True)
+    norm(torch.ones(4, 6))
+    with torch.no_grad():
+        norm(torch.ones(4, 6, requires_grad=True))
+    assert not looked
+    norm(torch.ones(4, 6, requires_grad=True))
+    assert looked, "the control"

@@ -22,9 +22,12 @@ from medvisionllama.language.autocast import is_autocast, without_autocast
 def can_be_joined(tokens: Tensor, *linears: nn.Module) -> bool:
     """Whether these maps of tokens may be computed without calling the modules.
 
-    They may not where a module is more than a frozen linear map (it has an adapter, or learns), where hooks want to see
-    what goes through it, where a compiler reads along, where autocast chooses the number format, or where no
-    gradient is asked for and nothing can be spared.
+    They may not where a module is more than a frozen linear map (it has an adapter, learns, or had its `forward`
+    replaced), where hooks on it want to see what goes through, where a compiler reads along, where autocast chooses
+    the number format, or where no gradient is asked for and nothing can be spared.
+
+    Hooks on all modules of the process (`register_module_forward_hook`) are not asked for and do not see these maps:
+    torch's counters of operations set such hooks, and would count others than those that are done without them.
     """
     return (
         torch.is_grad_enabled()
@@ -37,7 +40,12 @@ def can_be_joined(tokens: Tensor, *linears: nn.Module) -> bool:
 
 def _is_frozen_linear(module: nn.Module) -> bool:
     hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return type(module) is nn.Linear and not any(hooks) and not any(one.requires_grad for one in module.parameters())
+    return (
+        type(module) is nn.Linear
+        and "forward" not in vars(module)
+        and not any(hooks)
+        and not any(one.requires_grad for one in module.parameters())
+    )
 
 
 def project(tokens: Tensor, *linears: nn.Module) -> tuple[Tensor, ...]:

@@ -93,17 +93,22 @@ class FrozenRMSNorm(nn.Module):
             x = tokens.float()
             unit = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
             return _scaled(unit, self.weight, tokens.dtype, self.is_gemma)
-        # Stand-ins for tensors, by which operations are counted, are subclasses; they have no factors to be asked for.
-        asks = self.keeps_result and tokens.device.type == "cpu" and type(tokens) is Tensor
-        keeps_result = asks and self._can_be_undone()
+        keeps_result = self.keeps_result and self._may_keep_result(tokens)
         # As rows, so that the result is autograd's own and no view of it: it then notices if it is written over.
         rows = tokens.reshape(-1, tokens.shape[-1])
         normalised: Tensor = _RMSNorm.apply(rows, self.weight, self.eps, self.is_gemma, keeps_result)  # type: ignore[no-untyped-call]
         return normalised.view(tokens.shape)
 
-    def _can_be_undone(self) -> bool:
-        """Whether the result tells the input: not where a factor is 0, or so small that the result would be."""
-        return bool(_factor(self.weight, self.is_gemma).abs().min() > _SMALLEST_FACTOR)
+    def _may_keep_result(self, tokens: Tensor) -> bool:
+        """Whether anything is kept, and the result tells the input: not where a factor is 0 or nearly so."""
+        return (
+            torch.is_grad_enabled()
+            and tokens.requires_grad
+            and tokens.device.type == "cpu"
+            # Stand-ins for tensors, by which operations are counted, are subclasses: they have no factors to tell.
+            and type(tokens) is Tensor
+            and bool(_factor(self.weight, self.is_gemma).abs().min() > _SMALLEST_FACTOR)
+        )
 
 
 class _RMSNorm(torch.autograd.Function):
