@@ -153,9 +153,9 @@ def test_no_positions_are_positions_that_turn_nothing(family_name: str, checkpoi
 def test_frozen_norm_is_the_familys_norm(
     family_name: str, dtype: torch.dtype, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from medvisionllama.language import lean
+    from medvisionllama.language import lean, pieces
 
-    monkeypatch.setattr(lean, "_NUMBERS_AT_ONCE", 1000)  # several blocks of rows, the last one shorter
+    monkeypatch.setattr(pieces, "_NUMBERS_AT_ONCE", 1000)  # several blocks of rows, the last one shorter
     family = FAMILIES[family_name]
     norm = getattr(family.modeling(), f"{family.class_stem}RMSNorm")(width, eps=1e-3).to(dtype)
     torch.nn.init.normal_(norm.weight, generator=torch.Generator().manual_seed(1)).requires_grad_(False)

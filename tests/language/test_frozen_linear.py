@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from medvisionllama.language import attention_gradient, frozen_linear, gated, lean
+from medvisionllama.language import attention_gradient, frozen_linear, gated, lean, pieces
 from medvisionllama.language.lean import FrozenRMSNorm
 
 
@@ -71,7 +71,7 @@ def test_results_that_nobody_asks_for_have_no_part_in_the_gradient(tokens: Tenso
 @pytest.mark.parametrize("at_once", [3, 2048])  # of 14 tokens: an uneven end, and all of them
 def test_the_frozen_unit_is_the_plain_one(tokens: Tensor, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gated, "_TOKENS_AT_ONCE", at_once)
-    monkeypatch.setattr(gated, "_NUMBERS_AT_ONCE", 8)
+    monkeypatch.setattr(pieces, "_NUMBERS_AT_ONCE", 8)
     unit = Unit()
     plain = result_and_gradient(unit, tokens)
     kept: list[Tensor] = []

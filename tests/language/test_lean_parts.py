@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
-from medvisionllama.language import attention, attention_gradient, gated
+from medvisionllama.language import attention, attention_gradient, gated, pieces
 
 
 def heads(n_tokens: int, spread: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -215,7 +215,7 @@ def test_gated_unit_gives_autograds_bits_and_keeps_its_inputs_alone(
 ) -> None:
     from transformers.activations import ACT2FN
 
-    monkeypatch.setattr(gated, "_NUMBERS_AT_ONCE", 100)  # several pieces, the last one shorter
+    monkeypatch.setattr(pieces, "_NUMBERS_AT_ONCE", 100)  # several pieces, the last one shorter
     act = ACT2FN[activation]
     generator = torch.Generator().manual_seed(2)
     gate, up, outer = (torch.randn(2, 7, 12, generator=generator).mul_(3).to(dtype) for _ in range(3))

@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from medvisionllama.language.autocast import without_autocast
+from medvisionllama.language.pieces import slices
 
 # How many keys to take at a time. Products read their operands fastest in high and narrow blocks of scores, and where
 # a block has all keys, the gradient of its queries is one product.
@@ -99,6 +100,8 @@ class _Attention(torch.autograd.Function):
 class _Scores:
     """Operands, scores and sums of the R heads that share a key head, in memory that all such groups use in turn.
 
+    One thing is new for every block, the gradient of its scores: oneDNN's operation has no place to be told.
+
     Attributes:
         query_grad: Of the latest heads, (R, N, D) in float32, and still to be multiplied by the factor on the scores.
         key_grad: Of all of these heads, (N, D) in float32.
@@ -110,7 +113,7 @@ class _Scores:
         self.D, self.scaling = D, scaling
         keys_at_once = max(1, min(N, _KEYS_AT_ONCE))
         queries_at_once = max(1, min(N, _SCORES_AT_ONCE // keys_at_once))
-        self.keyed, self.asked = _slices(N, keys_at_once), _slices(N, queries_at_once)
+        self.keyed, self.asked = slices(N, keys_at_once), slices(N, queries_at_once)
         self.queries, self.outer = like.new_zeros(2, R, N, D + _COLUMNS_ADDED)
         self.keys, self.values = like.new_zeros(2, N, D + _COLUMNS_ADDED)
         self.keys[:, D : D + 2] = 1
@@ -224,10 +227,6 @@ def _multiplies_before_rounding() -> bool:
         and inner._is_mkldnn_bf16_supported()
         and hasattr(getattr(inner, "_linear_pointwise", None), "binary")
     )
-
-
-def _slices(length: int, step: int) -> list[slice]:
-    return [slice(start, start + step) for start in range(0, length, step)]
 
 
 def _products_of_rows(one: Tensor, other: Tensor) -> Tensor:

@@ -6,7 +6,7 @@
 Rotary positions and masks are gone, so that permuting the tokens permutes the result and nothing else
 (Kumar et al., MedVisionLlama, 2024, section "LLM integration"; after Pang et al., ICLR 2024, who put a
 frozen layer of LLaMA behind a vision transformer). The layer is the one of `transformers`; only what stands in
-`lean` and `gated` is computed in another way.
+`attention`, `lean` and `gated`, and in what these call, is computed in another way.
 """
 
 from __future__ import annotations
@@ -187,7 +187,8 @@ class LanguageBlock(nn.Module):
             tokens_BNL: Tokens (B, N, L) of any floating dtype.
 
         Returns:
-            Tokens of the same shape and dtype; inside, the block computes in its weights' own dtype.
+            Tokens of the same shape and dtype; inside, the block computes in its weights' own dtype. On a CPU the final
+            norm's backward pass may read them, so they must not be written over in place before.
         """
         return self._apply_layers(tokens_BNL, {})
 

@@ -18,9 +18,8 @@ from torch.autograd.function import once_differentiable
 from medvisionllama.language.attention import is_exported
 from medvisionllama.language.autocast import without_autocast
 from medvisionllama.language.frozen_linear import can_be_joined
+from medvisionllama.language.pieces import rows_at_once
 
-# How many numbers a CPU takes at a time: 256 kB in float32, which stays in a processor's cache.
-_NUMBERS_AT_ONCE = 1 << 16
 # How many tokens a CPU multiplies with a weight at a time. Products of fewer are slower: 512 by a tenth and more.
 _TOKENS_AT_ONCE = 2048
 
@@ -169,5 +168,4 @@ def _by_tokens(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Tensors of one shape, some numbers of each at a time: views, where they lie in one piece."""
     flat = [tensor.reshape(-1) for tensor in tensors]
-    step = _NUMBERS_AT_ONCE if flat[0].device.type == "cpu" else max(1, flat[0].numel())
-    return zip(*(torch.split(one, step) for one in flat), strict=True)
+    return zip(*(torch.split(one, rows_at_once(flat[0])) for one in flat), strict=True)

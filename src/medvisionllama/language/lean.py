@@ -1,10 +1,9 @@
 """Attention and norms computed with less work than `transformers` spends on them.
 
-On a CPU a Llama layer loses a fifth of its time between its matrix products: to positions that turn nothing
-by angle 0, to norms that keep float32 copies of all tokens, and to a gated unit that writes and keeps every step
-of its way (`gated` mends that). Here rotary positions are left out instead of being set to zero, and a norm with
-frozen weights keeps only one tensor of tokens and one number for each. The values are the same: tests compare
-all with the layer as it comes.
+Rotary positions are left out here instead of being set to zero, where they turn everything by angle 0; and a norm with
+frozen weights keeps only one tensor of tokens and one number for each, instead of float32 copies of all. The values
+are the same: tests compare both with the layer as it comes. (The rest of a Llama layer is spared in `attention`,
+`attention_gradient`, `frozen_linear` and `gated`.)
 """
 
 from __future__ import annotations
@@ -18,9 +17,8 @@ from torch.autograd.function import once_differentiable
 from medvisionllama.language.attention import bidirectional_attention, is_exported
 from medvisionllama.language.autocast import without_autocast
 from medvisionllama.language.frozen_linear import project
+from medvisionllama.language.pieces import rows_at_once, slices
 
-# How many numbers a CPU takes at a time: 256 kB in float32, which stays in a processor's cache.
-_NUMBERS_AT_ONCE = 1 << 16
 # A factor nearer to 0 than this might make a normalised number too small for its format.
 _SMALLEST_FACTOR = 1e-6
 
@@ -121,9 +119,8 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, weight: Tensor, eps: float, is_gemma: bool, keeps_result: bool) -> Tensor:
         result = torch.empty_like(rows)
         inverse = torch.empty(len(rows), 1, device=rows.device)
-        slices = _slices(rows)
-        scratch = _scratch(rows, slices)
-        for some in slices:
+        scratch = _scratch(rows)
+        for some in slices(len(rows), rows_at_once(rows)):
             x, squares = scratch[:, : len(rows[some])]
             torch.pow(x.copy_(rows[some]), 2, out=squares)
             inverse[some] = torch.rsqrt(squares.mean(-1, keepdim=True) + eps)
@@ -140,9 +137,8 @@ class _RMSNorm(torch.autograd.Function):
         (outer,) = gradients
         factor = _factor(weight, ctx.is_gemma)
         result = torch.empty_like(kept)
-        slices = _slices(kept)
-        scratch = _scratch(kept, slices)
-        for some in slices:
+        scratch = _scratch(kept)
+        for some in slices(len(kept), rows_at_once(kept)):
             unit, g = scratch[:, : len(kept[some])]
             unit.copy_(kept[some])
             unit.div_(factor) if ctx.keeps_result else unit.mul_(inverse[some])
@@ -162,12 +158,6 @@ def _scaled(unit: Tensor, weight: Tensor, dtype: torch.dtype, is_gemma: bool) ->
     return (unit * _factor(weight, is_gemma)).to(dtype) if is_gemma else weight * unit.to(dtype)
 
 
-def _slices(rows: Tensor) -> list[slice]:
-    """Blocks of rows: few at a time on a CPU, all of them elsewhere."""
-    step = max(1, _NUMBERS_AT_ONCE // rows.shape[1] if rows.device.type == "cpu" else len(rows))
-    return [slice(start, start + step) for start in range(0, len(rows), step)]
-
-
-def _scratch(rows: Tensor, slices: list[slice]) -> Tensor:
-    """Float32 memory for two copies of a slice, which all use in turn: fetched for each, it would cost as much time."""
-    return torch.empty(2, len(rows[slices[0]]) if slices else 0, rows.shape[1], device=rows.device)
+def _scratch(rows: Tensor) -> Tensor:
+    """Float32 memory for two copies of a piece, which all use in turn: fetched for each, it would cost as much time."""
+    return torch.empty(2, min(len(rows), rows_at_once(rows)), rows.shape[1], device=rows.device)
