@@ -35,9 +35,9 @@ def same(one: Batch, other: Batch) -> bool:
     return alike and one.cases == other.cases and one.positions == other.positions
 
 
-@pytest.mark.parametrize("asked", [range(6), range(7, 20, 3), [4, 4, 0, 9, 10, 2]])
-def test_every_batch_is_the_sources_own_in_whatever_order(asked: list[int]) -> None:
-    with BatchesAhead(source(), stride=3 if 10 in asked and 13 in asked else 1) as ahead:
+@pytest.mark.parametrize(("asked", "stride"), [(range(6), 1), (range(7, 20, 3), 3), ([4, 4, 0, 9, 10, 2], 1)])
+def test_every_batch_is_the_sources_own_in_whatever_order(asked: list[int], stride: int) -> None:
+    with BatchesAhead(source(), stride) as ahead:
         assert (ahead.seed, ahead.reading, ahead.mirroring) == (3, source().reading, source().mirroring)
         for step in asked:
             batch = ahead.batch(step)

@@ -169,4 +169,6 @@ def test_every_committed_row_of_the_second_block_is_a_cell_too(real_data: Path) 
         blocks=[("stories260K", str(folder))],
     )
     rows = [row for path in ROWS.glob("*.json") if (row := read_row(path)).block == "stories260K"]
+    if not rows:
+        pytest.skip("no row of the second block is committed yet")
     assert {row.key for row in rows} <= {cell.key for cell in second}

@@ -1,4 +1,4 @@
-"""Image and label looked up through one affine map on a CPU, two to three times as fast as the library's sampler.
+"""Image and label looked up through one affine map on a CPU, about twice as fast as by the library's sampler.
 
 ``grid_sample`` takes voxel after voxel through eight reads with their bounds checked. Here a border of zeros makes
 every read allowed, and some voxels at a time go through gathers and mixtures that the processor does many of at once,
