@@ -25,7 +25,10 @@ from medvisionllama.experiments.paper_tables import RIVALS, TABLES, Budget, tabl
 from medvisionllama.experiments.reproduction import Reproduction
 from medvisionllama.experiments.request import Request
 from medvisionllama.experiments.rows import Row
-from medvisionllama.experiments.table_page import counts_of, differences_of, entries_of, lines_of, to_csv, to_markdown
+from medvisionllama.experiments.table_counts import counts_of
+from medvisionllama.experiments.table_differences import differences_of
+from medvisionllama.experiments.table_lines import entries_of, lines_of
+from medvisionllama.experiments.table_page import to_csv, to_markdown
 from medvisionllama.experiments.tables import PUBLISHED, published
 from medvisionllama.models.zoo import PEERS
 from medvisionllama.reports.paper_figures import PAPER_FIGURES

@@ -11,16 +11,10 @@ import pytest
 
 from medvisionllama.experiments.paper_tables import TABLES, Budget, Labelled, table_cells
 from medvisionllama.experiments.rows import PartScores, Row
-from medvisionllama.experiments.table_page import (
-    Counted,
-    Entry,
-    Line,
-    RowKey,
-    differences_of,
-    entries_of,
-    lines_of,
-    to_markdown,
-)
+from medvisionllama.experiments.table_counts import Counted
+from medvisionllama.experiments.table_differences import differences_of
+from medvisionllama.experiments.table_lines import Entry, Line, RowKey, entries_of, lines_of
+from medvisionllama.experiments.table_page import to_markdown
 from medvisionllama.experiments.tables import published
 from medvisionllama.models.medvisionllama import ModelConfig
 from medvisionllama.models.network import build_network

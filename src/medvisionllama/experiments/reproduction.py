@@ -23,15 +23,10 @@ from medvisionllama.experiments.retold import command_of, study_commands
 from medvisionllama.experiments.row_figures import collect_maps, draw_from_rows
 from medvisionllama.experiments.rows import Row, read_rows
 from medvisionllama.experiments.suite import Tell, Walked, Work, machine_of, walk
-from medvisionllama.experiments.table_page import (
-    Entry,
-    counts_of,
-    differences_of,
-    entries_of,
-    lines_of,
-    to_csv,
-    to_markdown,
-)
+from medvisionllama.experiments.table_counts import counts_of
+from medvisionllama.experiments.table_differences import differences_of
+from medvisionllama.experiments.table_lines import Entry, entries_of, lines_of
+from medvisionllama.experiments.table_page import to_csv, to_markdown
 from medvisionllama.experiments.tables import decathlon_name
 from medvisionllama.listener import Listener
 from medvisionllama.run_folder import write_table, write_text
