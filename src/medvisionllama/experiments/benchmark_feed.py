@@ -56,7 +56,11 @@ def benchmark_feed(data: Path | None) -> dict[str, Any]:
         InputError: No data folder is named, Task04 is not in it, or MONAI is not installed.
     """
     if data is None or not (data / TASK).is_dir():
-        raise InputError("the benchmark feed needs Task04", got=str(data), mend=f"Name the folder of {TASK} by --data.")
+        raise InputError(
+            "the benchmark feed needs Task04",
+            got=str(data or "no --data"),
+            mend=f"Name the folder of {TASK} by --data.",
+        )
     recipe = load_recipe("native")
     task = read_task(data / TASK)
     plan = make_plan(task, task.cases)
