@@ -47,6 +47,31 @@ def test_it_is_the_librarys_sampler(
         assert not torch.allclose(found, image, atol=0.1)
 
 
+@pytest.mark.parametrize("shape", [*SHAPES, (12, 8, 16)])
+@pytest.mark.parametrize("zoom", [0.5, 0.85, 1.0, 1.2, 3.0])
+def test_a_zoom_alone_is_the_librarys_sampler_too(shape: tuple[int, int, int], zoom: float) -> None:
+    for seed in range(5):
+        image, label, theta = drawn(shape, seed)
+        theta[:, :3] = zoom * torch.diag(theta[:, :3].diag())
+        grid = affine_grid(theta[None].double(), [1, 1, *shape], align_corners=False)
+        linear = grid_sample(image[None].double(), grid, align_corners=False)[0]
+        nearest = grid_sample(label[None, None].double(), grid, mode="nearest", align_corners=False)[0, 0]
+        found, told = looked_up_affinely(image, label, theta)
+        assert torch.allclose(found.double(), linear, atol=1e-4)
+        assert told.dtype == label.dtype
+        half_way = _half_way(grid, shape)
+        assert torch.equal(told[~half_way].double(), nearest[~half_way])
+
+
+def test_both_ways_of_a_zoom_agree() -> None:
+    image, label, theta = drawn((12, 8, 16), 3)
+    theta[:, :3] = torch.diag(theta[:, :3].diag())
+    quick = looked_up_affinely(image, label, theta)
+    general = affine_lookup._all_axes_at_once(image, label, *affine_lookup._in_voxels(theta, label.shape))
+    assert torch.allclose(quick[0], general[0], atol=1e-5)
+    assert torch.equal(quick[1], general[1])
+
+
 def _half_way(grid: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
     places = ((grid[0] + 1) * torch.tensor(shape[::-1]) - 1) / 2
     return ((places - places.floor() - 0.5).abs() < 1e-4).any(-1)
