@@ -55,21 +55,26 @@ def _where_labelled(
     logits: Tensor, label_BIJK: Tensor, name: LossName, reading: LabelReading, counts_BIJK: Tensor
 ) -> Tensor:
     """The same over the voxels that count."""
-    softmax = name in ("dice_ce", "ce")
+    entropy_BIJK, probability, target = _voxel_by_voxel(logits, label_BIJK, name, reading, counts_BIJK)
+    voxels = (1, 2, 3)
+    counted = counts_BIJK.sum(voxels).clamp_min(1)
+    entropy = (entropy_BIJK.sum(voxels) / counted).mean()
+    return entropy if name in ("ce", "bce") else entropy + soft_dice_loss(probability, target)
+
+
+def _voxel_by_voxel(
+    logits: Tensor, label_BIJK: Tensor, name: LossName, reading: LabelReading, counts_BIJK: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Entropy ``(B,I,J,K)``, probability and target ``(B,channels,I,J,K)``; 0 where a voxel does not count."""
     known = torch.where(counts_BIJK, label_BIJK, 0)
-    if softmax:
+    if name in ("dice_ce", "ce"):
         entropy_BIJK = cross_entropy(logits, known.long(), reduction="none")
         probability, target = torch.softmax(logits, 1)[:, 1:], _masks(known, logits.shape[1] - 1)
     else:
         target = _targets(known, logits.shape[1], reading)
         entropy_BIJK = binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none").mean(1)
         probability = torch.sigmoid(logits)
-    voxels = (1, 2, 3)
-    counted = counts_BIJK.sum(voxels).clamp_min(1)
-    entropy = ((entropy_BIJK * counts_BIJK).sum(voxels) / counted).mean()
-    if name in ("ce", "bce"):
-        return entropy
-    return entropy + soft_dice_loss(probability * counts_BIJK[:, None], target & counts_BIJK[:, None])
+    return entropy_BIJK * counts_BIJK, probability * counts_BIJK[:, None], target & counts_BIJK[:, None]
 
 
 def _targets(label_BIJK: Tensor, channels: int, reading: LabelReading) -> Tensor:
@@ -109,21 +114,11 @@ class LossOfPieces:
 
     def add(self, logits_CIJK: Tensor, label_IJK: Tensor) -> None:
         """Take a piece in: pieces are any size and do not overlap."""
-        logits, label = logits_CIJK.float()[None], label_IJK[None]
-        counts = torch.ones_like(label, dtype=torch.bool)
-        if self._reading.ignored is not None:
-            counts = label != self._reading.ignored
-            label = torch.where(counts, label, 0)
-        if self._name in ("dice_ce", "ce"):
-            entropy = cross_entropy(logits, label.long(), reduction="none")
-            probability, target = torch.softmax(logits, 1)[:, 1:], _masks(label, logits.shape[1] - 1)
-        else:
-            target = _targets(label, logits.shape[1], self._reading)
-            entropy = binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none").mean(1)
-            probability = torch.sigmoid(logits)
-        self._entropy += float((entropy * counts).sum(dtype=torch.float64))
+        logits, label, reading = logits_CIJK.float()[None], label_IJK[None], self._reading
+        counts = torch.ones_like(label, dtype=torch.bool) if reading.ignored is None else label != reading.ignored
+        entropy, probability, target = _voxel_by_voxel(logits, label, self._name, reading, counts)
+        self._entropy += float(entropy.sum(dtype=torch.float64))
         self._voxels += int(counts.sum())
-        probability, target = probability * counts[:, None], target & counts[:, None]
         voxels = (0, 2, 3, 4)
         inside = target.sum(voxels, dtype=torch.float64)
         self._both = self._both + (probability * target).sum(voxels, dtype=torch.float64)
@@ -134,8 +129,7 @@ class LossOfPieces:
         entropy = self._entropy / max(1, self._voxels)
         if self._name in ("ce", "bce"):
             return entropy
-        dice = torch.as_tensor((2 * self._both + SMOOTH) / (self._either + SMOOTH))
-        return entropy + 1 - float(dice.mean())
+        return entropy + float(_dice_cost(torch.as_tensor(self._both), torch.as_tensor(self._either)))
 
 
 def soft_dice_loss(probability_BCIJK: Tensor, target_BCIJK: Tensor) -> Tensor:
@@ -152,4 +146,8 @@ def soft_dice_loss(probability_BCIJK: Tensor, target_BCIJK: Tensor) -> Tensor:
     voxels = (2, 3, 4)
     both = (probability_BCIJK * target_BCIJK).sum(voxels)
     either = probability_BCIJK.sum(voxels) + target_BCIJK.sum(voxels)
+    return _dice_cost(both, either)
+
+
+def _dice_cost(both: Tensor, either: Tensor) -> Tensor:
     return 1 - ((2 * both + SMOOTH) / (either + SMOOTH)).mean()

@@ -15,7 +15,20 @@ def print_object(content: dict[str, Any], as_json: bool) -> None:
         return
     width = max(len(key) for key in content)
     for key, value in content.items():
-        print(f"{key.replace('_', ' '):<{width}}  {f'{value:,}' if type(value) is int else value}")
+        print(f"{key.replace('_', ' '):<{width}}  {_plainly(value)}".rstrip())
+
+
+def _plainly(value: Any) -> str:
+    """As people read it."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plainly, value)) or "none"
+    return str(value)
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
