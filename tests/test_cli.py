@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +17,8 @@ from medvisionllama.data.nifti import read_label_map, read_volume
 from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
 from medvisionllama.data.splits import make_splits, write_splits
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 QUICK = ["--model", "vit-u", "--steps", "4", "--model.depth", "1", "--recipe.precision", "float32"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the tests' files out of the user's own cache."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("medvisionllama.machine.default_cache", lambda: folder)
-        yield
 
 
 @pytest.fixture(scope="module")

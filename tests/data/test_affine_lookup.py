@@ -33,15 +33,7 @@ def test_it_is_the_librarys_sampler(
     monkeypatch.setattr(affine_lookup, "AT_A_TIME", at_a_time)
     for seed in range(5):
         image, label, theta = drawn(shape, seed, spread)
-        grid = affine_grid(theta[None].double(), [1, 1, *shape], align_corners=False)
-        linear = grid_sample(image[None].double(), grid, align_corners=False)[0]
-        nearest = grid_sample(label[None, None].double(), grid, mode="nearest", align_corners=False)[0, 0]
-        found, told = looked_up_affinely(image, label, theta)
-        assert torch.allclose(found.double(), linear, atol=1e-4)
-        assert told.dtype == label.dtype
-        # Where a place lies half way between two voxels, to rounding, either is right.
-        half_way = _half_way(grid, shape)
-        assert torch.equal(told[~half_way].double(), nearest[~half_way])
+        found, half_way = _compared_with_the_librarys(image, label, theta)
         assert half_way.float().mean() < 0.05 or spread == 0.0
     if spread:
         assert not torch.allclose(found, image, atol=0.1)
@@ -53,14 +45,7 @@ def test_a_zoom_alone_is_the_librarys_sampler_too(shape: tuple[int, int, int], z
     for seed in range(5):
         image, label, theta = drawn(shape, seed)
         theta[:, :3] = zoom * torch.diag(theta[:, :3].diag())
-        grid = affine_grid(theta[None].double(), [1, 1, *shape], align_corners=False)
-        linear = grid_sample(image[None].double(), grid, align_corners=False)[0]
-        nearest = grid_sample(label[None, None].double(), grid, mode="nearest", align_corners=False)[0, 0]
-        found, told = looked_up_affinely(image, label, theta)
-        assert torch.allclose(found.double(), linear, atol=1e-4)
-        assert told.dtype == label.dtype
-        half_way = _half_way(grid, shape)
-        assert torch.equal(told[~half_way].double(), nearest[~half_way])
+        _compared_with_the_librarys(image, label, theta)
 
 
 def test_both_ways_of_a_zoom_agree() -> None:
@@ -72,9 +57,20 @@ def test_both_ways_of_a_zoom_agree() -> None:
     assert torch.equal(quick[1], general[1])
 
 
-def _half_way(grid: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
-    places = ((grid[0] + 1) * torch.tensor(shape[::-1]) - 1) / 2
-    return ((places - places.floor() - 0.5).abs() < 1e-4).any(-1)
+def _compared_with_the_librarys(
+    image: torch.Tensor, label: torch.Tensor, theta: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What was found, and where either of two voxels is right: half way between them, to rounding."""
+    grid = affine_grid(theta[None].double(), [1, 1, *label.shape], align_corners=False)
+    linear = grid_sample(image[None].double(), grid, align_corners=False)[0]
+    nearest = grid_sample(label[None, None].double(), grid, mode="nearest", align_corners=False)[0, 0]
+    found, told = looked_up_affinely(image, label, theta)
+    assert torch.allclose(found.double(), linear, atol=1e-4)
+    assert told.dtype == label.dtype
+    places = ((grid[0] + 1) * torch.tensor(label.shape[::-1]) - 1) / 2
+    half_way = ((places - places.floor() - 0.5).abs() < 1e-4).any(-1)
+    assert torch.equal(told[~half_way].double(), nearest[~half_way])
+    return found, half_way
 
 
 def test_it_is_scipys_between_voxels() -> None:

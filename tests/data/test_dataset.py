@@ -1,4 +1,3 @@
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -13,35 +12,14 @@ from hypothesis import strategies as st
 
 from medvisionllama.data import prepare as prepare_module
 from medvisionllama.data.dataset import BatchSource, PreparedCase, prepare, refuse_unusable
-from medvisionllama.data.decathlon import Case, Task, read_task
+from medvisionllama.data.decathlon import Case, Task
 from medvisionllama.data.nifti import read_label_map, read_volume, write_label_map, write_volume
-from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
 from medvisionllama.data.plan import Plan
-from medvisionllama.data.planning import make_plan
 from medvisionllama.data.prepare import REMEMBERED_PLACES, foreground_places
 from medvisionllama.data.preprocess import label_to_model_grid, to_model_grid
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import Shape, Volume, ras_grid
 from medvisionllama.sliding_window import sliding_window
-
-SETTINGS = PhantomSettings(spacing_mm=(2.6, 3.4))
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Task:
-    return read_task(write_phantom_task(tmp_path_factory.mktemp("task") / "Phantom", 5, settings=SETTINGS))
-
-
-@pytest.fixture
-def task(made: Task, tmp_path: Path) -> Task:
-    """A copy that may be spoilt."""
-    shutil.copytree(made.folder, tmp_path / "Phantom")
-    return read_task(tmp_path / "Phantom")
-
-
-@pytest.fixture
-def plan(task: Task) -> Plan:
-    return make_plan(task, task.cases)
 
 
 @pytest.fixture

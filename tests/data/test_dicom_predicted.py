@@ -1,6 +1,5 @@
 """A DICOM series through `predict`: the same answer as for the same image in NIfTI, in the series' own grid."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +14,8 @@ from medvisionllama.data.nifti import read_label_map, read_volume, write_volume
 from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
 from medvisionllama.geometry import Volume, to_ras
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 CLASSES = {1: "Anterior", 2: "Posterior"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the tests' files out of the user's own cache."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("medvisionllama.machine.default_cache", lambda: folder)
-        yield
 
 
 @pytest.fixture(scope="module")

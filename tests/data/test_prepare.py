@@ -1,6 +1,5 @@
 import os
 import pickle
-import shutil
 import time
 from collections import namedtuple
 from dataclasses import replace
@@ -12,34 +11,14 @@ import pytest
 from medvisionllama.data import content
 from medvisionllama.data import prepare as module
 from medvisionllama.data.content import KnownContent
-from medvisionllama.data.decathlon import Case, Task, read_task
+from medvisionllama.data.decathlon import Case, Task
 from medvisionllama.data.nifti import read_label_map, write_label_map
-from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
 from medvisionllama.data.plan import IGNORED, Plan
-from medvisionllama.data.planning import make_plan
 from medvisionllama.data.prepare import foreground_places, prepare
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import Volume
 
-SETTINGS = PhantomSettings(spacing_mm=(2.6, 3.4))
 Usage = namedtuple("Usage", "total used free")
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Task:
-    return read_task(write_phantom_task(tmp_path_factory.mktemp("task") / "Phantom", 4, settings=SETTINGS))
-
-
-@pytest.fixture
-def task(made: Task, tmp_path: Path) -> Task:
-    """A copy that may be spoilt."""
-    shutil.copytree(made.folder, tmp_path / "Phantom")
-    return read_task(tmp_path / "Phantom")
-
-
-@pytest.fixture
-def plan(task: Task) -> Plan:
-    return make_plan(task, task.cases)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -125,7 +104,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_done(
     before = files(cache)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: Usage(10**9, 0, needed - 1))
     monkeypatch.setattr(Case, "read_pair", lambda case: pytest.fail("something was done"))
-    with pytest.raises(InputError, match=r"no room in .* for 3 prepared cases: got .* GB free, expected .* --cache"):
+    with pytest.raises(InputError, match=r"no room in .* for 4 prepared cases: got .* GB free, expected .* --cache"):
         prepare(task.cases, plan, cache)
     assert files(cache) == before
     prepare(task.cases[:1], plan, cache)  # what is there needs no room
@@ -140,7 +119,7 @@ def test_memory_limits_the_processes_and_too_little_is_told(
     needs = [module._Need.of(case, plan) for case in task.cases]
     largest = max(need.memory_bytes for need in needs)
     monkeypatch.setattr(module, "FEWEST_VOXELS_TO_SHARE", 0)
-    for available, expected in ((largest, 1), (3 * largest, 3), (100 * largest, 4), (None, 4)):
+    for available, expected in ((largest, 1), (3 * largest, 3), (100 * largest, 5), (None, 5)):
         monkeypatch.setattr(module, "available_memory", lambda available=available: available)
         assert module._affordable(needs, 8) == expected
     monkeypatch.setattr(module, "available_memory", lambda: largest - 1)
