@@ -10,7 +10,9 @@ import pytest
 from scipy import stats
 
 from medvisionllama.errors import InputError
-from medvisionllama.reports.comparison import OVERALL, compare_folders, marks
+from medvisionllama.reports.compare_folders import compare_folders
+from medvisionllama.reports.comparison import marks
+from medvisionllama.reports.evaluated import OVERALL
 from medvisionllama.run_folder import METRICS, ScoreRow, read_json, write_json, write_scores
 
 CLASSES = ("ante|rior_1", "posterior")

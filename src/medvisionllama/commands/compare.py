@@ -25,7 +25,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from medvisionllama.reports.comparison import compare_folders
+    from medvisionllama.reports.compare_folders import compare_folders
     from medvisionllama.run_folder import to_json
 
     result = compare_folders(options.folders, options.out, test=options.test)
