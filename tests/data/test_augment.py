@@ -470,6 +470,16 @@ def test_a_class_that_would_become_two_others_is_refused() -> None:
         (["Left-Lateral-Ventricle", "Right-Lateral-Ventricle"], Mirroring(swaps=((1, 2),))),
         (["kidney_left", "kidney_right", "left ventricle"], Mirroring((1, 2))),
         (["Anterior", "Posterior", "liver", "cleft", "bright_spot", "colour"], Mirroring()),
+        (["leftlung", "rightlung", "heart"], Mirroring(swaps=((1, 2),))),
+        (["kidneyleft", "kidneyright"], Mirroring(swaps=((1, 2),))),
+        (["lung left1", "lung right1"], Mirroring(swaps=((1, 2),))),
+        (["leftlung", "heart"], Mirroring((1, 2))),
+        (["leftventricle", "rightventricle"], Mirroring((1, 2))),
+        (["A_Carotid_L", "A_Carotid_R", "Eye_AL", "Eye_AR", "Eye_PL", "Eye_PR"], Mirroring((1, 2))),
+        (["Lung_LUL", "Lung_LLL", "Lung_RUL", "Lung_RML", "Lung_RLL"], Mirroring((1, 2))),
+        (["LUL", "LLL", "RUL", "RML", "RLL"], Mirroring((1, 2))),
+        (["LUL", "LLL", "RUL", "RLL"], Mirroring(swaps=((1, 3), (2, 4)))),
+        (["kidneyl", "kidneyr"], Mirroring((1, 2))),
     ],
 )
 def test_names_tell_which_classes_change_sides(names: list[str], expected: Mirroring) -> None:

@@ -369,6 +369,11 @@ def test_a_window_is_never_one_token(median: Shape, patch: Shape, expected: Shap
     assert _window(median, patch) == expected
 
 
+def test_nor_does_a_memory_budget_make_one_of_it() -> None:
+    small = replace(LARGE, median_shape=(7, 8, 6))
+    assert fitted_to_memory(small, 8, per_voxel).window == (16, 8, 8)
+
+
 def test_sides_and_regions_come_from_the_task(tmp_path: Path) -> None:
     case = written_case(tmp_path, "case", np.zeros((8, 8, 8)))
     task = replace(task_of(tmp_path, [case]), classes={1: "left lung", 4: "heart", 9: "right lung"}, ignored=10)

@@ -18,6 +18,9 @@ _OTHER_SIDE = {"left": "right", "lt": "rt", "lh": "rh", "l": "r"} | {"right": "l
 # What must follow a first letter that is to be a side. LV and RV are ventricles that no mirror makes of one another, L1
 # and R1 a vertebra and a rib.
 _PART = re.compile(r"[^\W\d_]{2}")
+# Inside a word, as in ``leftlung`` and ``kidneyleft``. ``bright`` and ``cleft`` have no counterpart, and no side.
+_WITHIN = re.compile(r"left|right")
+_FIRST = re.compile(r"(?<![^\W_])(left|right)")
 # The heart's chambers are called by sides, but a mirror makes no left ventricle of a right one; the brain's lateral
 # ventricles it does.
 _CHAMBER = re.compile(r"ventricle|atrium|atrial")
@@ -63,9 +66,11 @@ def mirroring_of(
 ) -> Mirroring:
     """What names say of sides: ``kidney_left`` and ``kidney_right`` change places.
 
-    A side is a word (left, right, lt, rt, lh, rh, l, r), or the first letter where another name differs in it alone
-    (``lkid`` and ``rkid``). What such a letter says is in doubt in ``LV`` and ``RV``, and in ``kidney`` beside
-    ``lkidney``: I is not mirrored then. Nor is it where ``left`` and ``right`` name chambers of the heart.
+    A side is a word (left, right, lt, rt, lh, rh, l, r), left or right within one (``leftlung`` and ``rightlung``), or the
+    first letter where another name differs in it alone (``lkid`` and ``rkid``). What such a letter says is in doubt in
+    ``LV`` and ``RV``, in ``kidney`` beside ``lkidney``, in ``RML`` beside ``LUL`` and ``RUL``, and where names differ in
+    an l and an r elsewhere (``Eye_AL`` and ``Eye_AR``): I is not mirrored then. Nor is it where ``left`` and ``right``
+    name chambers of the heart.
 
     A class that names a side whose counterpart is not there (``left atrium`` alone) would be on the wrong side in a
     mirror, hence no mirroring along I then. Classes that name no side may be mirrored as they are.
@@ -101,17 +106,35 @@ def _agrees(mirroring: Mirroring, regions: Mapping[str, Collection[int]]) -> boo
 
 def _in_a_mirror(words: str, known: Collection[str]) -> str | None:
     """The name's counterpart; itself where it names no side; None where there is no counterpart among the known."""
-    image = _SIDE.sub(lambda found: _OTHER_SIDE[found.group()], words)
+    image = _SIDE.sub(_other, words)
+    if image == words and (_WITHIN.sub(_other, words) in known or _FIRST.search(words)):
+        image = _WITHIN.sub(_other, words)
     if image != words:
         of_the_heart = _CHAMBER.search(words) and not _OF_THE_BRAIN.search(words)
         return image if image in known and not of_the_heart else None
     first, part = words[:1], words[1:]
-    if first not in ("l", "r"):
+    begins_with_a_side = first in ("l", "r") and _PART.match(part)
+    alike = [name for name in known if _differs_in_a_side_letter(name, words)]
+    if alike:
+        return alike[0] if begins_with_a_side and alike == [_OTHER_SIDE[first] + part] else None
+    if not begins_with_a_side:
         return words
-    image = _OTHER_SIDE[first] + part
-    if image in known:
-        return image if _PART.match(part) else None
-    return None if _PART.match(part) and part in known else words
+    # The letter is a side where its like is one, or where the rest is a name of its own: then a counterpart is missing.
+    as_long = {name for name in known if len(name) == len(words)}
+    its_like = any(name[:1] == "l" and "r" + name[1:] in as_long for name in as_long)
+    return None if its_like or part in known else words
+
+
+def _other(found: re.Match[str]) -> str:
+    return _OTHER_SIDE[found.group()]
+
+
+def _differs_in_a_side_letter(one: str, other: str) -> bool:
+    """Whether an l in place of one r, or the other way round, is all that tells the names apart."""
+    if len(one) != len(other):
+        return False
+    odd = [{a, b} for a, b in zip(one, other, strict=True) if a != b]
+    return odd == [{"l", "r"}]
 
 
 def _words(name: str) -> str:

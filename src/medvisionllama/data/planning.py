@@ -112,7 +112,7 @@ def fitted_to_memory(plan: Plan, memory_gb: float, needed_gb: Callable[[Shape, i
     """
     window, smallest = plan.window, 1 if plan.merged else FEWEST_PATCHES
     if not plan.merged:
-        window = whole_patches(plan.median_shape, plan.patch_size)
+        window = _enough(whole_patches(plan.median_shape, plan.patch_size), plan.patch_size)
     while (needed := needed_gb(window, smallest)) > memory_gb:
         if plan.merged or math.prod(window) <= FEWEST_TOKENS * math.prod(plan.patch_size):
             raise InputError(
@@ -171,17 +171,19 @@ def _planned_grid(task: Task, case: Case) -> Grid:
 
 
 def _window(median: Shape, patch: Shape) -> Shape:
-    """The median size rounded up to whole patches, then shrunk along its longest axis until it can be borne.
-
-    Images of one patch alone are given a second one: a batch of single tokens could not be normalised.
-    """
+    """The median size rounded up to whole patches, then shrunk along its longest axis until it can be borne."""
     window = whole_patches(median, patch)
     while math.prod(window) > min(MOST_WINDOW_VOXELS, MOST_TOKENS * math.prod(patch)):
         window = shrunk(window, patch)
-    if math.prod(window) < FEWEST_TOKENS * math.prod(patch):
-        finest = patch.index(min(patch))  # images are padded, here by as little as can be
-        window = as_shape(edge * FEWEST_TOKENS if axis == finest else edge for axis, edge in enumerate(window))
-    return window
+    return _enough(window, patch)
+
+
+def _enough(window: Shape, patch: Shape) -> Shape:
+    """A second patch for images of one patch alone: a batch of single tokens could not be normalised."""
+    if math.prod(window) >= FEWEST_TOKENS * math.prod(patch):
+        return window
+    finest = patch.index(min(patch))  # images are padded, here by as little as can be
+    return as_shape(edge * FEWEST_TOKENS if axis == finest else edge for axis, edge in enumerate(window))
 
 
 def whole_patches(size: Shape, patch: Shape) -> Shape:

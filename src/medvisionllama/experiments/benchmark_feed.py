@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import RandomSampler
 
 from medvisionllama.config import load_recipe
 from medvisionllama.data.ahead import BatchesAhead
@@ -40,7 +41,8 @@ TASK = "Task04_Hippocampus"
 WORKERS = (0, 1, 2, 4)
 ROUNDS = 3
 BATCH = 4
-# A chest CT at 1.5 mm, and how many of it: as many as a worker's turn needs, few enough for a small machine's memory.
+ENDLESS = 10**9
+# A chest CT at 1.5 mm, and how many of it: few enough for a small machine's memory.
 CT_SHAPE: Shape = (220, 220, 180)
 CT_CASES = 4
 CT_WINDOW: Shape = (128, 128, 128)
@@ -172,11 +174,10 @@ def _monai(cases: list[PreparedCase], window: Shape, recipe: Recipe, workers: in
         raise InputError("MONAI is not installed", mend="pip install medvisionllama[peers]") from error
     items = [{"image": np.array(case.image), "label": np.array(case.label)[None]} for case in cases]
     dataset = CacheDataset(items, _monai_transforms(window, recipe), progress=False)
-    loader = DataLoader(
-        dataset, num_workers=workers, batch_size=BATCH, shuffle=True, drop_last=True, persistent_workers=workers > 0
-    )
-    while True:
-        yield from loader
+    # One pass without an end: at the end of a pass over few cases workers would stand still, and with four never run
+    # side by side.
+    endless = RandomSampler(dataset, replacement=True, num_samples=ENDLESS)
+    yield from DataLoader(dataset, num_workers=workers, batch_size=BATCH, sampler=endless)
 
 
 def _monai_transforms(window: Shape, recipe: Recipe) -> Any:
