@@ -221,7 +221,7 @@ def test_what_happens_to_a_case_depends_on_its_generator_alone() -> None:
     together = augment(image, label, ALL, generators(*range(8)), spacing)
     for case in range(8):
         alone = augment(image[case : case + 1], label[case : case + 1], ALL, generators(case), spacing[case : case + 1])
-        torch.testing.assert_close(alone[0][0], together[0][case], rtol=1e-6, atol=1e-6)
+        assert torch.equal(alone[0][0], together[0][case])
         assert torch.equal(alone[1][0], together[1][case])
     other = augment(image, label, ALL, generators(*range(8, 16)), spacing)
     assert all(not torch.equal(one, two) for one, two in zip(other[0], together[0], strict=True))
@@ -323,14 +323,14 @@ def coloured_as_recorded(image: Tensor, config: AugmentConfig, seed: int) -> Ten
     return image if gamma == 1 else ((image - low) / extent) ** gamma * extent + low
 
 
-def test_the_recipes_of_recorded_trainings_give_the_same_bits() -> None:
+def test_the_recipes_of_recorded_trainings_give_the_same_to_rounding() -> None:
     recipe = yaml.safe_load((files("medvisionllama") / "recipes" / "native.yaml").read_text())["augment"]
     still = AugmentConfig(**(recipe | {"rotate_probability": 0.0, "scale_probability": 0.0}))
     assert (still.blur_probability, still.low_resolution_probability, still.inverted_gamma_probability) == (0, 0, 0)
     image = torch.randn(60, 2, 6, 7, 8)
     coloured, _ = augment(image, torch.zeros(60, 6, 7, 8), still, generators(*range(60)))
     as_recorded = [coloured_as_recorded(case, still, seed) for seed, case in enumerate(image)]
-    assert torch.equal(coloured, torch.stack(as_recorded))
+    torch.testing.assert_close(coloured, torch.stack(as_recorded), rtol=1e-5, atol=1e-5)
     assert (coloured != image).flatten(1).any(1).sum() > 15  # negative control: much was coloured
 
 

@@ -171,13 +171,13 @@ def _bend(
         extent_mm = torch.tensor(image.shape[2:]) * spacing_B3[which]
         theta = _lookup_matrices(angles[which], zoom[which], extent_mm)
         _look_up(image, label, theta, which)
-    for axis in range(3):
-        mirrored = (next(draws) < 0.5) & (axis in config.mirror_axes) & (axis in mirroring.axes)
-        if bool(mirrored.any()):  # asked on the CPU: asking a GPU would make it wait
-            cases = mirrored.nonzero()[:, 0].to(image.device)
-            image.index_copy_(0, cases, image[cases].flip(axis + 2))
-            turned = label[cases].flip(axis + 1)
-            label.index_copy_(0, cases, _swapped(turned, mirroring) if axis == 0 else turned)
+    mirrored = [(next(draws) < 0.5) & (axis in config.mirror_axes) & (axis in mirroring.axes) for axis in range(3)]
+    for case, by_axis in enumerate(torch.stack(mirrored, dim=1).tolist()):
+        axes = [axis for axis in range(3) if by_axis[axis]]
+        if axes:
+            image[case] = image[case].flip([axis + 1 for axis in axes])
+            turned = label[case].flip(axes)
+            label[case] = _swapped(turned, mirroring) if 0 in axes else turned
 
 
 def _look_up(image: Tensor, label: Tensor, theta_B34: Tensor, which_B: Tensor) -> None:
@@ -236,85 +236,86 @@ def _colour(
     kept = _per_case(config.low_resolution_probability, config.low_resolution_range, 1.0, later)
     inverted_gamma = _per_case(config.inverted_gamma_probability, config.gamma_range, 1.0, later)
 
-    def noisy(part: Tensor, sd: Tensor, which: list[int]) -> Tensor:
-        noise = torch.stack([torch.randn(image.shape[1:], generator=generators[case]) for case in which])
-        return part + sd * noise.to(part.device)
+    def noisy(part: Tensor, sd: float, case: int) -> Tensor:
+        return part + sd * torch.randn(part.shape, generator=generators[case]).to(part.device)
 
-    def stretched(part: Tensor, factor: Tensor, which: list[int]) -> Tensor:
+    def stretched(part: Tensor, factor: float, case: int) -> Tensor:
         mean = part.mean(_VOXELS, keepdim=True)
         return (part - mean) * factor + mean
 
-    def blurred(part: Tensor, sd: Tensor, which: list[int]) -> Tensor:
-        return _along_axes(part, [_blurring(size, sd.flatten()) for size in part.shape[2:]])
+    def blurred(part: Tensor, sd: float, case: int) -> Tensor:
+        return _along_axes(part, [_blurring(size, sd) for size in part.shape[1:]])
 
-    def coarse(part: Tensor, share: Tensor, which: list[int]) -> Tensor:
-        return _along_axes(part, [_coarsening(size, share.flatten()) for size in part.shape[2:]])
+    def coarse(part: Tensor, share: float, case: int) -> Tensor:
+        return _along_axes(part, [_coarsening(size, share) for size in part.shape[1:]])
 
-    def curved(part: Tensor, exponent: Tensor, which: list[int]) -> Tensor:
+    def curved(part: Tensor, exponent: float, case: int) -> Tensor:
         return _curved(part, exponent, config.gamma_keeps_moments)
 
     _where_drawn(image, noise_sd, 0.0, noisy)
     _where_drawn(image, blur_sd, 0.0, blurred)
-    _where_drawn(image, brightness, 1.0, lambda part, factor, which: part * factor)
+    _where_drawn(image, brightness, 1.0, lambda part, factor, case: part * factor)
     _where_drawn(image, contrast, 1.0, stretched)
     _where_drawn(image, kept, 1.0, coarse)
-    _where_drawn(image, inverted_gamma, 1.0, lambda part, exponent, which: -curved(-part, exponent, which))
+    _where_drawn(image, inverted_gamma, 1.0, lambda part, exponent, case: -curved(-part, exponent, case))
     _where_drawn(image, gamma, 1.0, curved)
 
 
-_VOXELS = (2, 3, 4)
+_VOXELS = (1, 2, 3)
 
 
 def _where_drawn(
-    image: Tensor, values_B: Tensor, otherwise: float, change: Callable[[Tensor, Tensor, list[int]], Tensor]
+    image: Tensor, values_B: Tensor, otherwise: float, change: Callable[[Tensor, float, int], Tensor]
 ) -> None:
-    """Change those cases of the image whose value is not ``otherwise``, in place."""
-    which = (values_B != otherwise).nonzero()[:, 0]
-    if not len(which):
-        return
-    values, places = values_B[which].to(image.device)[:, None, None, None, None], which.to(image.device)
-    image.index_copy_(0, places, change(image[places], values, which.tolist()))
+    """Change those cases of the image whose value is not ``otherwise``, in place.
+
+    One after another: few of a batch are drawn, and what happens to one is then the same to the bit in any company.
+    """
+    for case, value in enumerate(values_B.tolist()):
+        if value != otherwise:
+            image[case] = change(image[case], value, case)
 
 
-def _curved(image: Tensor, exponent: Tensor, keep_moments: bool) -> Tensor:
-    low, high = image.amin(_VOXELS, keepdim=True), image.amax(_VOXELS, keepdim=True)
+def _curved(image_MIJK: Tensor, exponent: float, keep_moments: bool) -> Tensor:
+    low, high = image_MIJK.amin(_VOXELS, keepdim=True), image_MIJK.amax(_VOXELS, keepdim=True)
     extent = (high - low).clamp_min(1e-6)
-    curved = ((image - low) / extent) ** exponent * extent + low
+    # A power by way of its logarithm, which is 0 for 0 too, takes a quarter of the time.
+    share = ((image_MIJK - low) / extent).log_().mul_(exponent).exp_()
+    curved = share.mul_(extent).add_(low)
     if not keep_moments:
         return curved
-    (sd, mean), (new_sd, new_mean) = (torch.std_mean(x, _VOXELS, keepdim=True) for x in (image, curved))
+    mean, sd = _moments(image_MIJK)
+    new_mean, new_sd = _moments(curved)
     return (curved - new_mean) / new_sd.clamp_min(1e-6) * sd + mean
 
 
-def _along_axes(image_BMIJK: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-    """Each voxel axis multiplied by a matrix ``(B,size,size)`` of each case."""
-    result = image_BMIJK
-    for axis, matrix in enumerate(matrices, start=2):
-        lines = result.movedim(axis, -1)
-        result = (lines.flatten(1, -2) @ matrix.transpose(1, 2)).view(lines.shape).movedim(-1, axis)
-    return result.contiguous()
+def _moments(image_MIJK: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and SD of each modality; a tenth of the library's time for both in one pass."""
+    mean = image_MIJK.mean(_VOXELS, keepdim=True)
+    return mean, (image_MIJK - mean).square_().mean(_VOXELS, keepdim=True).sqrt_()
 
 
-def _blurring(size: int, sd_B: Tensor) -> Tensor:
-    """``(B,size,size)``: the Gaussian around each voxel, to four SDs; faces are held beyond the image."""
-    radius = math.ceil(4 * float(sd_B.max()))
-    steps = torch.arange(-radius, radius + 1, device=sd_B.device)
-    weights = torch.exp(-0.5 * (steps / sd_B[:, None]) ** 2) * (steps.abs() <= torch.round(4 * sd_B)[:, None])
-    weights = weights / weights.sum(1, keepdim=True)
-    rows = torch.arange(size, device=sd_B.device)
-    columns = (rows[:, None] + steps).clamp(0, size - 1)
-    matrix = torch.zeros(len(sd_B), size, size, device=sd_B.device)
-    return matrix.scatter_add_(2, columns.expand(len(sd_B), -1, -1), weights[:, None].expand(-1, size, -1))
+def _along_axes(image_MIJK: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    """Each voxel axis multiplied by a matrix ``(size,size)`` of its own."""
+    of_i, of_j, of_k = (matrix.to(image_MIJK.device) for matrix in matrices)
+    slabs = (of_i @ image_MIJK.flatten(2)).view(image_MIJK.shape)
+    return of_j @ slabs @ of_k.T
 
 
-def _coarsening(size: int, share_B: Tensor) -> Tensor:
-    """``(B,size,size)``: shrunk by nearest voxel to ``share`` of the size and stretched linearly again."""
-    matrices = []
-    for share in share_B.tolist():
-        few = max(1, round(size * share))
-        shrunk = resize(np.eye(size, dtype=np.float32)[None, None], (1, few, size), order=0)
-        matrices.append(torch.from_numpy(resize(shrunk, (1, size, size), order=1)[0, 0]))
-    return torch.stack(matrices).to(share_B.device)
+def _blurring(size: int, sd: float) -> Tensor:
+    """``(size,size)``: the Gaussian around each voxel, to four SDs; faces are held beyond the image."""
+    radius = round(4 * sd)
+    steps = torch.arange(-radius, radius + 1)
+    weights = torch.exp(-0.5 * (steps / sd) ** 2)
+    columns = (torch.arange(size)[:, None] + steps).clamp(0, size - 1)
+    return torch.zeros(size, size).scatter_add_(1, columns, (weights / weights.sum()).expand(size, -1))
+
+
+def _coarsening(size: int, share: float) -> Tensor:
+    """``(size,size)``: shrunk by nearest voxel to ``share`` of the size and stretched linearly again."""
+    few = max(1, round(size * share))
+    shrunk = resize(np.eye(size, dtype=np.float32)[None, None], (1, few, size), order=0)
+    return torch.from_numpy(resize(shrunk, (1, size, size), order=1)[0, 0])
 
 
 def _per_case(probability: float, extent: tuple[float, float], otherwise: float, draws: Iterator[Tensor]) -> Tensor:

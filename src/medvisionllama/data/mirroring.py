@@ -66,11 +66,11 @@ def mirroring_of(
 ) -> Mirroring:
     """What names say of sides: ``kidney_left`` and ``kidney_right`` change places.
 
-    A side is a word (left, right, lt, rt, lh, rh, l, r), left or right within one (``leftlung`` and ``rightlung``), or the
-    first letter where another name differs in it alone (``lkid`` and ``rkid``). What such a letter says is in doubt in
-    ``LV`` and ``RV``, in ``kidney`` beside ``lkidney``, in ``RML`` beside ``LUL`` and ``RUL``, and where names differ in
-    an l and an r elsewhere (``Eye_AL`` and ``Eye_AR``): I is not mirrored then. Nor is it where ``left`` and ``right``
-    name chambers of the heart.
+    A side is a word (left, right, lt, rt, lh, rh, l, r), left or right within one (``leftlung`` and ``rightlung``), or
+    the first letter where another name differs in it alone (``lkid`` and ``rkid``). What such a letter says is in doubt
+    in ``LV`` and ``RV``, in ``kidney`` beside ``lkidney``, in ``RML`` beside ``LUL`` and ``RUL``, and where names
+    differ in an l and an r elsewhere (``Eye_AL`` and ``Eye_AR``): I is not mirrored then. Nor is it where ``left`` and
+    ``right`` name chambers of the heart.
 
     A class that names a side whose counterpart is not there (``left atrium`` alone) would be on the wrong side in a
     mirror, hence no mirroring along I then. Classes that name no side may be mirrored as they are.
