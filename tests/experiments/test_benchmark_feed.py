@@ -31,7 +31,7 @@ def test_both_make_batches_of_one_kind_and_neither_comes_to_an_end(small: None, 
     for case in cases:
         case.label[4:8, 4:8, 4:8] = 1
     ours = list(islice(module._ours(cases, WINDOW, load_recipe(recipe)), 5))
-    theirs: list[Any] = list(islice(module._monai(cases, WINDOW, load_recipe(recipe), 0), 5))
+    theirs: list[Any] = list(islice(module._monai(module._monai_dataset(cases, WINDOW, load_recipe(recipe)), 0), 5))
     for (image, label), other in zip(ours, theirs, strict=True):
         assert image.shape == other["image"].shape == (module.BATCH, 1, *WINDOW)
         assert label.shape == other["label"][:, 0].shape

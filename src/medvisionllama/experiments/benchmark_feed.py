@@ -96,17 +96,17 @@ def _generated_ct() -> list[PreparedCase]:
 def _compared(cases: list[PreparedCase], window: Shape, recipe: Recipe, kind: str) -> dict[str, Any]:
     """Median batches per second of ours and of MONAI's at each number of workers, and the ratio to its best."""
     makers: dict[str, Callable[[], Iterator[object]]] = {"ours": lambda: _ours(cases, window, recipe)}
+    cached = _monai_dataset(cases, window, recipe)
     for workers in WORKERS:
-        makers[f"monai_{workers}_workers"] = partial(_monai, cases, window, recipe, workers)
-    feeds = {name: make() for name, make in makers.items()}
-    rates: dict[str, list[float]] = {name: [] for name in feeds}
-    for feed in feeds.values():
-        next(feed)  # workers start, caches warm
+        makers[f"monai_{workers}_workers"] = partial(_monai, cached, workers)
+    rates: dict[str, list[float]] = {name: [] for name in makers}
     for _ in range(ROUNDS):
-        for name, feed in feeds.items():
+        for name, make in makers.items():
+            feed = make()  # one at a time: workers that fill their queues would take the others' cores
             workers = int(name.split("_")[1]) if name != "ours" else 0
             rates[name].append(_rate(feed, SECONDS_OF_MEASURING[kind] / ROUNDS, ready=2 * workers))
-    del feed, feeds  # and with them the workers
+            del feed
+            gc.collect()  # ends the workers
     busy = {name: _processor_ms(make, BATCHES_OF_PROCESSOR_TIME[kind]) for name, make in makers.items()}
     medians = {name: statistics.median(found) for name, found in rates.items()}
     best = max((name for name in medians if name != "ours"), key=lambda name: medians[name])
@@ -167,14 +167,20 @@ def _ours(cases: list[PreparedCase], window: Shape, recipe: Recipe) -> Iterator[
             yield augment(batch.image, batch.label, recipe.augment, generators, batch.spacing_mm, batches.mirroring)
 
 
-def _monai(cases: list[PreparedCase], window: Shape, recipe: Recipe, workers: int) -> Iterator[object]:
-    """The same through MONAI's transforms, cached, with its own loader."""
+def _monai_dataset(cases: list[PreparedCase], window: Shape, recipe: Recipe) -> Any:
+    """The same through MONAI's transforms, cached."""
     try:
-        from monai.data import CacheDataset, DataLoader  # type: ignore[attr-defined]
+        from monai.data import CacheDataset  # type: ignore[attr-defined]
     except ImportError as error:
         raise InputError("MONAI is not installed", mend="pip install medvisionllama[peers]") from error
     items = [{"image": np.array(case.image), "label": np.array(case.label)[None]} for case in cases]
-    dataset = CacheDataset(items, _monai_transforms(window, recipe), progress=False)
+    return CacheDataset(items, _monai_transforms(window, recipe), progress=False)
+
+
+def _monai(dataset: Any, workers: int) -> Iterator[object]:
+    """Its batches, from its own loader."""
+    from monai.data import DataLoader  # type: ignore[attr-defined]
+
     # One pass without an end: at the end of a pass over few cases workers would stand still, and with four never run
     # side by side.
     endless = RandomSampler(dataset, replacement=True, num_samples=ENDLESS)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from medvisionllama.experiments.effects import FEW_SEEDS
 from medvisionllama.experiments.pretraining import MIDDLES, NAME, RECIPE, Place, told_apart
 from medvisionllama.experiments.pretraining_contrasts import (
     DECLARED,
@@ -46,15 +45,19 @@ Only what differs between the last three is pre-training."""
 READING = f"""\
 A difference is second less first, paired by case within a seed, averaged over seeds and cases. Its 95 % interval \
 holds both spreads at once, over seeds and over cases, as crossed samples: the variance of the mean is that of the \
-seeds' means by their number plus that of the cases' means by theirs (cautious: what neither explains is counted \
-twice), with Satterthwaite's degrees of freedom; with fewer than {FEW_SEEDS} seeds, those of the smaller sample. p is \
-this t-test's, whose square is Clark's min F'; `*` says raw p < {SIGNIFICANCE:g}.
+seeds' means by their number plus that of the cases' means by theirs (what neither explains is counted twice), with \
+the degrees of freedom of the smaller sample, one less than the seeds: strict, but it errs no more often than it says, \
+also at the levels that the correction below asks for. p is this t-test's, whose square is Clark's min F'; `*` says \
+raw p < {SIGNIFICANCE:g}.
 
 `detected` is the one decision: p after Holm's correction below {SIGNIFICANCE:g} (†). It corrects over a family \
 declared in advance: pre-trained against shuffled and against random (matched), in each network, share of the data and \
 block; comparisons not measured yet count in it. All other contrasts are a family of their own, and exploratory. Each \
 metric of each part is corrected by itself; the answer is read from Dice on the validation part alone. One seed allows \
-no decision. This rule replaced an uncorrected one when no planned cell beyond the first seed had been measured.
+no decision. The rule replaced an uncorrected one when no planned cell beyond the first seed had been measured. It \
+was made stricter once more when cells of the second seed had been: degrees of freedom had been estimated from five \
+seeds on, with which up to 9.5 % of simulated families of true zeros held a detection. No decision hung on it then, \
+since with two seeds both rules are one.
 
 `seeds` is the t-interval over the seeds' mean differences (what other trainings would give on these cases), `cases` \
 the bootstrap interval over cases of the seed-averaged differences (what other cases would give with these trainings); \
@@ -123,6 +126,7 @@ def _page(
         _limits(measured),
         "## Where the numbers come from",
         _provenance(rows),
+        _unlike_pairs(measured, lines[DECIDING]),
         "## What was not run",
         _missing(measured, planned, commands),
     ]
@@ -136,14 +140,19 @@ def _answer(lines: Sequence[Line], measured: Measured, planned: Planned) -> str:
         sentences.append("No pre-trained block has been compared with its controls yet.")
     for block in sorted({line.place.block for line in declared}):
         sentences.append(_answer_of(block, [line for line in declared if line.place.block == block]))
-    whole = [line for line in lines if line.first == "none"]
+    whole, mappers = ([line for line in lines if _contrast(line) == ("none", m)] for m in ("pretrained", "identity"))
     if whole:
         sentences.append(
             "**Against no middle stage at all** (exploratory), of "
-            f"{_counted(len(whole), 'comparison')} {_verdicts(whole)}. This is what the papers' comparison sees, "
-            "whatever its cause."
+            f"{_counted(len(whole), 'comparison')} of the pre-trained block {_verdicts(whole)}. This is what the "
+            "papers' comparison sees, whatever its cause."
+            + (f" Of {_counted(len(mappers), 'comparison')} of mappers alone {_verdicts(mappers)}." if mappers else "")
         )
     return "\n\n".join(sentence for sentence in sentences if sentence)
+
+
+def _contrast(line: Line) -> tuple[str, str]:
+    return line.first, line.place.middle
 
 
 def _answer_of(block: str, lines: Sequence[Line]) -> str:
@@ -155,13 +164,20 @@ def _answer_of(block: str, lines: Sequence[Line]) -> str:
         f"its shuffled or random copy {_verdicts(lines)}. Differences in mean Dice ran from {_points(min(means))} to "
         f"{_points(max(means))} (in hundredths)."
     )
-    bounds = [max(abs(line.effect.both.low), abs(line.effect.both.high)) for line in lines if line.decided]
+    for line in (line for line in lines if line.detected):
+        both = line.effect.both
+        said += (
+            f" Detected: {_network(line.place)}, {_data(line.place)}, {line.place.middle} {MINUS} {line.first}: "
+            f"{_points(both.value)} ({_interval(both.low, both.high, 'dice')})."
+        )
+    open_lines = [line.effect.both for line in lines if line.decided and not line.detected]
+    bounds = [max(abs(both.low), abs(both.high)) for both in open_lines]
     if len(bounds) == 1:
-        said += f" Its 95 % interval leaves room for effects up to ±{100 * bounds[0]:.2f}."
+        said += f" The 95 % interval of what was not detected leaves room for effects up to ±{100 * bounds[0]:.2f}."
     elif bounds:
         said += (
-            f" The tightest of their 95 % intervals leaves room for effects up to ±{100 * min(bounds):.2f}, the widest "
-            f"for up to ±{100 * max(bounds):.2f}."
+            f" Where nothing was detected, the tightest 95 % interval leaves room for effects up to "
+            f"±{100 * min(bounds):.2f}, the widest for up to ±{100 * max(bounds):.2f}."
         )
     return said
 
@@ -284,13 +300,19 @@ def _limits(measured: Measured) -> str:
         [
             f"- It speaks of {' and '.join(sizes) or 'no block yet'}, on {' and '.join(tasks) or 'no task yet'}, at "
             "this budget. Small blocks cannot answer for Llama-3.1-8B; the command for it is below.",
-            f"- {_counted(len(seeds), 'seed')}: an interval over so few is wide, and that is its message. One split: "
-            "another would move all means, and the differences by an unknown amount.",
+            f"- {_few(len(seeds))} One split: another would move all means, and the differences by an unknown amount.",
             "- No detection is no proof of no effect: read the interval for the effects that remain possible.",
             "- Validation and test part are scored with the same trainings: they are no two studies.",
             "- Longer training, other tasks, larger images and other places for the block are not covered.",
         ]
     )
+
+
+def _few(seeds: int) -> str:
+    """What so many seeds can say of other trainings."""
+    if seeds < 2:
+        return f"{_counted(seeds, 'seed')}: nothing is known of what another training would give."
+    return f"{_counted(seeds, 'seed')}: an interval over so few is wide, and that is its message."
 
 
 def _size_of_block(block: str, measured: Measured) -> str:
@@ -330,6 +352,41 @@ def _provenance(rows: Sequence[Row]) -> str:
     )
 
 
+def _unlike_pairs(measured: Measured, lines: Sequence[Line]) -> str:
+    """Whether differences are of the middles alone: other programs and machines round otherwise."""
+    pairs = [
+        (measured[line.place.with_middle(line.first)][seed], measured[line.place][seed])
+        for line in lines
+        for seed in line.effect.seeds
+    ]
+    if not pairs:
+        return ""
+    unlike = Counter(what for pair in pairs for what in _unlike(*pair))
+    if not unlike:
+        return (
+            f"All {len(pairs)} pairs of trainings behind these differences are each of one program, one version of "
+            "torch and one kind of machine."
+        )
+    said = "; ".join(f"{what} ({n})" for what, n in unlike.most_common())
+    return (
+        f"**Of the {len(pairs)} pairs of trainings behind these differences some differ in more than their middle**: "
+        f"{said}. Batches are drawn equally all the same, but what rounds otherwise trains apart."
+    )
+
+
+def _unlike(one: Row, other: Row) -> list[str]:
+    here, there = ({"program": row.content["source"], **_machine(row)} for row in (one, other))
+    return [what for what in here if here[what] != there[what]]
+
+
+def _machine(row: Row) -> dict[str, str]:
+    environment = row.content["environment"]
+    return {
+        "version of torch": environment["packages"]["torch"],
+        "machine": f"{environment.get('processor')}, {environment.get('device')}",
+    }
+
+
 def _missing(measured: Measured, planned: Planned, commands: Sequence[str]) -> str:
     gaps = _gaps(measured, planned)
     apart = told_apart([*{**measured, **planned}])
@@ -354,6 +411,9 @@ def _missing(measured: Measured, planned: Planned, commands: Sequence[str]) -> s
     finish = "These commands measure what is missing and write this page anew" if left else "Made by these commands"
     text.append(f"{finish} (finished cells are skipped):")
     text.append("```\n" + "\n".join(commands) + "\n```")
+    sources = {row.content["source"] for of_place in measured.values() for row in of_place.values()}
+    if gaps and len(sources) == 1:
+        text.append(f"The rows here are of commit `{sources.pop()}`; another one's may differ in their last digits.")
     return "\n\n".join(text)
 
 

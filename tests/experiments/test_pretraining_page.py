@@ -1,0 +1,78 @@
+"""What the study's page says is what its rows hold, and no more."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from row_maker import make_row, scores
+from test_pretraining import TASK, study_rows
+
+from medvisionllama.experiments.pretraining import planned_places, study_cells
+from medvisionllama.experiments.pretraining_page import write_page
+from medvisionllama.experiments.rows import Row
+from medvisionllama.reports.wording import MINUS
+
+
+def page_of(rows: list[Row], folder: Path) -> str:
+    write_page(rows, planned_places("a split"), folder, ["the command"])
+    return (folder / "README.md").read_text()
+
+
+def with_middle_at(folder: Path, means: dict[str, float]) -> list[Row]:
+    """Five seeds of one network at one share; each middle's mean Dice as given."""
+    rows = []
+    for middle, mean in means.items():
+        cells = study_cells(
+            TASK, networks=["medvisionllama-u"], middles=[middle], seeds=(0, 1, 2, 3, 4), fractions=(1.0,)
+        )
+        rows += [make_row(cell, folder, {"validation": scores(mean, seed=cell.seed)}) for cell in cells]
+    return rows
+
+
+def test_mappers_alone_are_not_counted_as_the_pretrained_block(tmp_path: Path) -> None:
+    rows = with_middle_at(tmp_path / "rows", {"none": 0.7, "identity": 0.8, "shuffled": 0.7, "pretrained": 0.7})
+    page = page_of(rows, tmp_path)
+    assert "of 1 comparison of the pre-trained block 0 detected a gain, 0 a loss, 1 neither. This is what" in page
+    assert "Of 1 comparison of mappers alone 1 detected a gain, 0 a loss, 0 neither." in page
+
+
+def test_what_was_detected_is_named_and_bounds_are_of_the_rest(tmp_path: Path) -> None:
+    rows = with_middle_at(tmp_path / "rows", {"shuffled": 0.6, "random-matched": 0.7, "pretrained": 0.7})
+    page = page_of(rows, tmp_path)
+    assert "Of 2 comparisons of the pre-trained block with its shuffled or random copy 1 detected a gain" in page
+    assert f"Detected: medvisionllama-u, minilm-l6, Task04 100%, pretrained {MINUS} shuffled: +10.00 (" in page
+    assert "The 95 % interval of what was not detected leaves room for effects up to ±0.00." in page
+
+
+def test_one_seed_is_said_to_say_nothing_of_others(tmp_path: Path) -> None:
+    rows = study_rows(tmp_path / "rows", 0.0, seeds=(0,))
+    assert "1 seed: nothing is known of what another training would give." in page_of(rows, tmp_path)
+    rows = study_rows(tmp_path / "rows", 0.0, seeds=(0, 1))
+    assert "2 seeds: an interval over so few is wide" in page_of(rows, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"source": "another commit"}, "program (3)"),
+        ({"environment": {"device": "cuda"}}, "machine (3)"),
+        ({"environment": {"packages": {"torch": "9"}}}, "version of torch (3)"),
+    ],
+)
+def test_pairs_that_differ_in_more_than_their_middle_are_told(tmp_path: Path, change: dict, told: str) -> None:
+    middles = {"shuffled": 0.7, "random-matched": 0.7, "pretrained": 0.7}
+    rows = with_middle_at(tmp_path / "rows", middles)
+    page = page_of(rows, tmp_path)
+    assert "All 10 pairs of trainings behind these differences are each of one program" in page  # negative control
+    assert "The rows here are of commit `0123abc`" in page
+    odd = []
+    for row in rows:
+        if row.content["settings"]["config"]["middle"]["block"]["init"] == "shuffled" and row.seed < 3:
+            environment = row.content["environment"] | change.get("environment", {})
+            row = replace(row, content=row.content | change | {"environment": environment})
+        odd.append(row)
+    page = page_of(odd, tmp_path)
+    assert "**Of the 10 pairs of trainings behind these differences some differ in more than their middle**" in page
+    assert told in page
