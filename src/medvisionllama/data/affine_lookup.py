@@ -35,7 +35,7 @@ def looked_up_affinely(image_MIJK: Tensor, label_IJK: Tensor, theta_34: Tensor) 
     """What ``affine_grid`` and ``grid_sample`` (``align_corners=False``, zeros outside) give, to rounding.
 
     Args:
-        image_MIJK: Float32, of a shape that :func:`fits`.
+        image_MIJK: Float32 and finite, of a shape that :func:`fits`.
         label_IJK: Of any type, which is kept; looked up by nearest voxel.
         theta_34: For each place of the new image where to look in the old one: axes K, J, I, each scaled to -1..1.
     """
