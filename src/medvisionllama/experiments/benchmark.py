@@ -72,11 +72,18 @@ def _predict(asked: Asked) -> dict[str, Any]:
     return benchmark_predict(asked.only)
 
 
+def _memory(asked: Asked) -> dict[str, Any]:
+    from medvisionllama.experiments.benchmark_memory import benchmark_memory
+
+    return benchmark_memory(asked.data, asked.only)
+
+
 BENCHMARKS: dict[str, tuple[str, Callable[[Asked], dict[str, Any]]]] = {
     "startup": ("seconds until `--help` and `import medvisionllama` are done", _startup),
     "block": ("a Llama-3.1-8B-shaped layer against its bare matrix products, and its memory", _block),
     "feed": ("batches per second without a network, against MONAI's cached pipeline", _feed),
     "overfit": ("every named network learns four real cases by heart: proof that it can learn", _overfit),
+    "memory": ("peak resident memory of whole trainings on Task04", _memory),
     "predict": ("segmenting a large CT beside the network: seconds and memory, against MONAI's", _predict),
     "metrics": ("all eight metrics against MONAI's and surface-distance's two, and a large CT", _metrics),
 }

@@ -1,0 +1,24 @@
+"""The benchmark of a training's memory: a whole training is measured, in a process of its own."""
+
+from pathlib import Path
+
+import pytest
+
+from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
+from medvisionllama.errors import InputError
+from medvisionllama.experiments import benchmark_memory as module
+
+
+def test_a_whole_training_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_phantom_task(tmp_path / module.TASK, cases=6, settings=PhantomSettings(spacing_mm=(2.6, 3.4)))
+    monkeypatch.setattr(module, "STEPS", 2)
+    found = module.benchmark_memory(tmp_path, ["vit-u"])["training"]["vit-u"]
+    assert found["validation_cases"] >= 1  # it went on to the scores
+    # Batches, weights and what the backward pass needs come on top of the libraries.
+    assert 0.05 < found["of_it_libraries_gb"] < found["peak_gb"]
+
+
+def test_without_task04_it_is_refused(tmp_path: Path) -> None:
+    for data in (None, tmp_path):
+        with pytest.raises(InputError, match="needs Task04"):
+            module.benchmark_memory(data)
