@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from medvisionllama.experiments.pretraining import MIDDLES, NAME, RECIPE, Place, told_apart
+from medvisionllama.experiments.pretraining import MIDDLES, NAME, told_apart
 from medvisionllama.experiments.pretraining_contrasts import (
     DECLARED,
     EXPLORATORY,
@@ -21,6 +20,8 @@ from medvisionllama.experiments.pretraining_contrasts import (
     to_csv,
 )
 from medvisionllama.experiments.pretraining_figure import draw_effects
+from medvisionllama.experiments.pretraining_origin import gaps_of, limits, missing, provenance, total_of, unlike_pairs
+from medvisionllama.experiments.pretraining_wording import counted, data_of, interval, network_of, points, spread
 from medvisionllama.experiments.rows import Row
 from medvisionllama.reports.comparison import SIGNIFICANCE
 from medvisionllama.reports.drawing import save
@@ -123,12 +124,12 @@ def _page(
         "not of cases).",
         _means_table(measured),
         "## What this cannot say",
-        _limits(measured),
+        limits(measured),
         "## Where the numbers come from",
-        _provenance(rows),
-        _unlike_pairs(measured, lines[DECIDING]),
+        provenance(rows),
+        unlike_pairs(measured, lines[DECIDING]),
         "## What was not run",
-        _missing(measured, planned, commands),
+        missing(measured, planned, commands),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -144,9 +145,9 @@ def _answer(lines: Sequence[Line], measured: Measured, planned: Planned) -> str:
     if whole:
         sentences.append(
             "**Against no middle stage at all** (exploratory), of "
-            f"{_counted(len(whole), 'comparison')} of the pre-trained block {_verdicts(whole)}. This is what the "
+            f"{counted(len(whole), 'comparison')} of the pre-trained block {_verdicts(whole)}. This is what the "
             "papers' comparison sees, whatever its cause."
-            + (f" Of {_counted(len(mappers), 'comparison')} of mappers alone {_verdicts(mappers)}." if mappers else "")
+            + (f" Of {counted(len(mappers), 'comparison')} of mappers alone {_verdicts(mappers)}." if mappers else "")
         )
     return "\n\n".join(sentence for sentence in sentences if sentence)
 
@@ -160,15 +161,15 @@ def _answer_of(block: str, lines: Sequence[Line]) -> str:
     tasks = " and ".join(sorted({line.place.task for line in lines}))
     steps = " and ".join(f"{n:,}" for n in sorted({line.place.steps for line in lines}))
     said = (
-        f"**{block} on {tasks}, {steps} steps.** Of {_counted(len(lines), 'comparison')} of the pre-trained block with "
-        f"its shuffled or random copy {_verdicts(lines)}. Differences in mean Dice ran from {_points(min(means))} to "
-        f"{_points(max(means))} (in hundredths)."
+        f"**{block} on {tasks}, {steps} steps.** Of {counted(len(lines), 'comparison')} of the pre-trained block with "
+        f"its shuffled or random copy {_verdicts(lines)}. Differences in mean Dice ran from {points(min(means))} to "
+        f"{points(max(means))} (in hundredths)."
     )
     for line in (line for line in lines if line.detected):
         both = line.effect.both
         said += (
-            f" Detected: {_network(line.place)}, {_data(line.place)}, {line.place.middle} {MINUS} {line.first}: "
-            f"{_points(both.value)} ({_interval(both.low, both.high, 'dice')})."
+            f" Detected: {network_of(line.place)}, {data_of(line.place)}, {line.place.middle} {MINUS} {line.first}: "
+            f"{points(both.value)} ({interval(both.low, both.high, 'dice')})."
         )
     open_lines = [line.effect.both for line in lines if line.decided and not line.detected]
     bounds = [max(abs(both.low), abs(both.high)) for both in open_lines]
@@ -194,12 +195,12 @@ def _verdicts(lines: Sequence[Line]) -> str:
 
 
 def _provisional(measured: Measured, planned: Planned) -> str:
-    left = sum(len(seeds) for seeds in _gaps(measured, planned).values())
+    left = sum(len(seeds) for seeds in gaps_of(measured, planned).values())
     if not left or not measured:
         return ""
     return (
-        f"**Provisional**: {left} of {_total(planned)} planned cells are not measured yet. The number of seeds was set "
-        "before the first, and what is said here counts once all are there."
+        f"**Provisional**: {left} of {total_of(planned)} planned cells are not measured yet. The number of seeds was "
+        "set before the first, and what is said here counts once all are there."
     )
 
 
@@ -220,13 +221,13 @@ def _effects_table(lines: Sequence[Line]) -> str:
         effect, place, metric = line.effect, line.place, line.metric
         cases = effect.cases
         text.append(
-            f"| {_network(place)} | {_data(place)}{f', {line.apart}' if line.apart else ''} | "
+            f"| {network_of(place)} | {data_of(place)}{f', {line.apart}' if line.apart else ''} | "
             f"{place.middle} {MINUS} {line.first} | "
-            f"{_points(effect.difference, metric)}: {_interval(effect.both.low, effect.both.high, metric)} | "
+            f"{points(effect.difference, metric)}: {interval(effect.both.low, effect.both.high, metric)} | "
             f"{p_value(effect.both.p)}{line.marks} | {p_value(line.holm_p)} | {_decision(line)} | "
-            f"{_interval(effect.seed_low, effect.seed_high, metric)} "
-            f"({_spread(effect.seed_sd, metric)}{len(effect.seeds)}) | "
-            f"{_interval(cases.low, cases.high, metric)} ({cases.n}) | {signed(cases.cohens_dz, '_mm')} |"
+            f"{interval(effect.seed_low, effect.seed_high, metric)} "
+            f"({spread(effect.seed_sd, metric)}{len(effect.seeds)}) | "
+            f"{interval(cases.low, cases.high, metric)} ({cases.n}) | {signed(cases.cohens_dz, '_mm')} |"
         )
     return "\n".join(text)
 
@@ -249,8 +250,8 @@ def _means_table(measured: Measured) -> str:
             spread = f" ± {np.std(means, ddof=1):.4f}" if len(means) > 1 else ""
             cells.append(f"{np.mean(means):.4f}{spread}" if means else UNKNOWN)
         seeds = ", ".join(map(str, sorted(rows)))
-        data = f"{_data(place)}{f', {apart[place]}' if apart[place] else ''}"
-        text.append(f"| {_network(place)} | {data} | {place.middle} | {cells[0]} | {cells[1]} | {seeds} |")
+        data = f"{data_of(place)}{f', {apart[place]}' if apart[place] else ''}"
+        text.append(f"| {network_of(place)} | {data} | {place.middle} | {cells[0]} | {cells[1]} | {seeds} |")
     return "\n".join(text)
 
 
@@ -290,165 +291,3 @@ def _cases_of(rows: Sequence[Row]) -> list[str]:
         cases = row.content["cases"]
         found[row.task][f"{cases['validation']} to validate, {cases['test']} to test"] = None
     return [f"{task}: {', '.join(said)}" for task, said in found.items()]
-
-
-def _limits(measured: Measured) -> str:
-    sizes = [_size_of_block(block, measured) for block in sorted({place.block for place in measured if place.block})]
-    tasks = sorted({place.task for place in measured})
-    seeds = sorted({seed for rows in measured.values() for seed in rows})
-    return "\n".join(
-        [
-            f"- It speaks of {' and '.join(sizes) or 'no block yet'}, on {' and '.join(tasks) or 'no task yet'}, at "
-            "this budget. Small blocks cannot answer for Llama-3.1-8B; the command for it is below.",
-            f"- {_few(len(seeds))} One split: another would move all means, and the differences by an unknown amount.",
-            "- No detection is no proof of no effect: read the interval for the effects that remain possible.",
-            "- Validation and test part are scored with the same trainings: they are no two studies.",
-            "- Longer training, other tasks, larger images and other places for the block are not covered.",
-        ]
-    )
-
-
-def _few(seeds: int) -> str:
-    """What so many seeds can say of other trainings."""
-    if seeds < 2:
-        return f"{_counted(seeds, 'seed')}: nothing is known of what another training would give."
-    return f"{_counted(seeds, 'seed')}: an interval over so few is wide, and that is its message."
-
-
-def _size_of_block(block: str, measured: Measured) -> str:
-    """How large a block is: all that is frozen around it, less what is frozen in the same network without it."""
-    for place, rows in measured.items():
-        held = [row for row in rows.values() if row.content["identity"] and row.content["parameters"]["frozen"]]
-        if place.block != block or not held:
-            continue
-        frozen = int(held[0].content["parameters"]["frozen"])
-        without = list(measured.get(place.with_middle("identity"), {}).values())
-        if without:
-            return f"{block} (a block of {frozen - without[0].content['parameters']['frozen']:,} parameters)"
-        return f"{block} ({frozen:,} frozen parameters, the block and its mappers' fixed start)"
-    return block
-
-
-def _provenance(rows: Sequence[Row]) -> str:
-    if not rows:
-        return ""
-    training = sum(row.seconds for row in rows)
-    sources = Counter(row.content["source"] for row in rows)
-    machines = Counter(
-        f"{row.content['environment'].get('processor')}, {row.content['environment'].get('device')}, "
-        f"{row.content['environment'].get('cores')} thread(s)"
-        for row in rows
-    )
-    torches = sorted({row.content["environment"]["packages"]["torch"] for row in rows})
-    dates = sorted(row.content["environment"]["date"][:10] for row in rows)
-    return "\n".join(
-        [
-            f"- {_counted(len(rows), 'training')}, {training / 3600:.1f} hours of training in all, by the clock.",
-            f"- Seeds: {', '.join(str(seed) for seed in sorted({row.seed for row in rows}))}.",
-            f"- Machine: {'; '.join(f'{name} ({n} rows)' for name, n in machines.most_common())}.",
-            f"- Program: {'; '.join(f'`{name}` ({n} rows)' for name, n in sources.most_common())}; torch "
-            f"{', '.join(torches)}; {dates[0]} to {dates[-1]}.",
-        ]
-    )
-
-
-def _unlike_pairs(measured: Measured, lines: Sequence[Line]) -> str:
-    """Whether differences are of the middles alone: other programs and machines round otherwise."""
-    pairs = [
-        (measured[line.place.with_middle(line.first)][seed], measured[line.place][seed])
-        for line in lines
-        for seed in line.effect.seeds
-    ]
-    if not pairs:
-        return ""
-    unlike = Counter(what for pair in pairs for what in _unlike(*pair))
-    if not unlike:
-        return (
-            f"All {len(pairs)} pairs of trainings behind these differences are each of one program, one version of "
-            "torch and one kind of machine."
-        )
-    said = "; ".join(f"{what} ({n})" for what, n in unlike.most_common())
-    return (
-        f"**Of the {len(pairs)} pairs of trainings behind these differences some differ in more than their middle**: "
-        f"{said}. Batches are drawn equally all the same, but what rounds otherwise trains apart."
-    )
-
-
-def _unlike(one: Row, other: Row) -> list[str]:
-    here, there = ({"program": row.content["source"], **_machine(row)} for row in (one, other))
-    return [what for what in here if here[what] != there[what]]
-
-
-def _machine(row: Row) -> dict[str, str]:
-    environment = row.content["environment"]
-    return {
-        "version of torch": environment["packages"]["torch"],
-        "machine": f"{environment.get('processor')}, {environment.get('device')}",
-    }
-
-
-def _missing(measured: Measured, planned: Planned, commands: Sequence[str]) -> str:
-    gaps = _gaps(measured, planned)
-    apart = told_apart([*{**measured, **planned}])
-    total, left = _total(planned), sum(map(len, gaps.values()))
-    text = [
-        f"{total - left} of {total} planned cells are measured." if left else f"All {total} planned cells are measured."
-    ]
-    if gaps:
-        head = ["| network | data | middle | seeds left |", "|" + "---|" * 4]
-        text.append(
-            "\n".join(
-                [
-                    *head,
-                    *(
-                        f"| {_network(p)} | {_data(p)}{f', {apart[p]}' if apart[p] else ''} | {p.middle} | "
-                        f"{', '.join(map(str, seeds))} |"
-                        for p, seeds in sorted(gaps.items())
-                    ),
-                ]
-            )
-        )
-    finish = "These commands measure what is missing and write this page anew" if left else "Made by these commands"
-    text.append(f"{finish} (finished cells are skipped):")
-    text.append("```\n" + "\n".join(commands) + "\n```")
-    sources = {row.content["source"] for of_place in measured.values() for row in of_place.values()}
-    if gaps and len(sources) == 1:
-        text.append(f"The rows here are of commit `{sources.pop()}`; another one's may differ in their last digits.")
-    return "\n\n".join(text)
-
-
-def _gaps(measured: Measured, planned: Planned) -> dict[Place, list[int]]:
-    gaps = {place: sorted(set(seeds) - set(measured.get(place, {}))) for place, seeds in planned.items()}
-    return {place: seeds for place, seeds in gaps.items() if seeds}
-
-
-def _total(planned: Planned) -> int:
-    return sum(len(set(seeds)) for seeds in planned.values())
-
-
-def _network(place: Place) -> str:
-    """The network, the block it stands around, and whether adapters are off."""
-    return place.network + (f", {place.block}" if place.block else "") + (", LoRA off" if place.lora == "none" else "")
-
-
-def _data(place: Place) -> str:
-    """Which data, and how many steps where they are not as planned."""
-    steps = "" if place.steps == RECIPE.steps else f", {place.steps:,} steps"
-    return f"{place.task.partition('_')[0]} {100 * place.fraction:g}%{steps}"
-
-
-def _points(value: float, metric: str = "dice") -> str:
-    """Two decimals, of hundredths or of millimetres."""
-    return signed(value if metric.endswith("_mm") else 100 * value, "_mm")
-
-
-def _spread(value: float, metric: str) -> str:
-    return "" if math.isnan(value) else f"SD {value if metric.endswith('_mm') else 100 * value:.2f}, "
-
-
-def _interval(low: float, high: float, metric: str) -> str:
-    return UNKNOWN if math.isnan(low) else f"{_points(low, metric)} to {_points(high, metric)}"
-
-
-def _counted(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"

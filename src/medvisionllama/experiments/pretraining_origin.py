@@ -1,0 +1,150 @@
+"""Where the study's numbers come from, what they cannot say, and what is not measured yet."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from medvisionllama.experiments.pretraining import Place, told_apart
+from medvisionllama.experiments.pretraining_contrasts import Line, Measured, Planned
+from medvisionllama.experiments.pretraining_wording import counted, data_of, network_of
+from medvisionllama.experiments.rows import Row
+
+
+def limits(measured: Measured) -> str:
+    """What the numbers do not say, as a list."""
+    sizes = [_size_of_block(block, measured) for block in sorted({place.block for place in measured if place.block})]
+    tasks = sorted({place.task for place in measured})
+    seeds = sorted({seed for rows in measured.values() for seed in rows})
+    return "\n".join(
+        [
+            f"- It speaks of {' and '.join(sizes) or 'no block yet'}, on {' and '.join(tasks) or 'no task yet'}, at "
+            "this budget. Small blocks cannot answer for Llama-3.1-8B; the command for it is below.",
+            f"- {_few(len(seeds))} One split: another would move all means, and the differences by an unknown amount.",
+            "- No detection is no proof of no effect: read the interval for the effects that remain possible.",
+            "- Validation and test part are scored with the same trainings: they are no two studies.",
+            "- Longer training, other tasks, larger images and other places for the block are not covered.",
+        ]
+    )
+
+
+def _few(seeds: int) -> str:
+    """What so many seeds can say of other trainings."""
+    if seeds < 2:
+        return f"{counted(seeds, 'seed')}: nothing is known of what another training would give."
+    return f"{counted(seeds, 'seed')}: an interval over so few is wide, and that is its message."
+
+
+def _size_of_block(block: str, measured: Measured) -> str:
+    """How large a block is: all that is frozen around it, less what is frozen in the same network without it."""
+    for place, rows in measured.items():
+        held = [row for row in rows.values() if row.content["identity"] and row.content["parameters"]["frozen"]]
+        if place.block != block or not held:
+            continue
+        frozen = int(held[0].content["parameters"]["frozen"])
+        without = list(measured.get(place.with_middle("identity"), {}).values())
+        if without:
+            return f"{block} (a block of {frozen - without[0].content['parameters']['frozen']:,} parameters)"
+        return f"{block} ({frozen:,} frozen parameters, the block and its mappers' fixed start)"
+    return block
+
+
+def provenance(rows: Sequence[Row]) -> str:
+    """Trainings, hours, seeds, machines and programs, as a list; empty without rows."""
+    if not rows:
+        return ""
+    training = sum(row.seconds for row in rows)
+    sources = Counter(row.content["source"] for row in rows)
+    machines = Counter(
+        f"{row.content['environment'].get('processor')}, {row.content['environment'].get('device')}, "
+        f"{row.content['environment'].get('cores')} thread(s)"
+        for row in rows
+    )
+    torches = sorted({row.content["environment"]["packages"]["torch"] for row in rows})
+    dates = sorted(row.content["environment"]["date"][:10] for row in rows)
+    return "\n".join(
+        [
+            f"- {counted(len(rows), 'training')}, {training / 3600:.1f} hours of training in all, by the clock.",
+            f"- Seeds: {', '.join(str(seed) for seed in sorted({row.seed for row in rows}))}.",
+            f"- Machine: {'; '.join(f'{name} ({n} rows)' for name, n in machines.most_common())}.",
+            f"- Program: {'; '.join(f'`{name}` ({n} rows)' for name, n in sources.most_common())}; torch "
+            f"{', '.join(torches)}; {dates[0]} to {dates[-1]}.",
+        ]
+    )
+
+
+def unlike_pairs(measured: Measured, lines: Sequence[Line]) -> str:
+    """Whether differences are of the middles alone: other programs and machines round otherwise."""
+    pairs = [
+        (measured[line.place.with_middle(line.first)][seed], measured[line.place][seed])
+        for line in lines
+        for seed in line.effect.seeds
+    ]
+    if not pairs:
+        return ""
+    unlike = Counter(what for pair in pairs for what in _unlike(*pair))
+    if not unlike:
+        return (
+            f"All {len(pairs)} pairs of trainings behind these differences are each of one program, one version of "
+            "torch and one kind of machine."
+        )
+    said = "; ".join(f"{what} ({n})" for what, n in unlike.most_common())
+    return (
+        f"**Of the {len(pairs)} pairs of trainings behind these differences some differ in more than their middle**: "
+        f"{said}. Batches are drawn equally all the same, but what rounds otherwise trains apart."
+    )
+
+
+def _unlike(one: Row, other: Row) -> list[str]:
+    here, there = ({"program": row.content["source"], **_machine(row)} for row in (one, other))
+    return [what for what in here if here[what] != there[what]]
+
+
+def _machine(row: Row) -> dict[str, str]:
+    environment = row.content["environment"]
+    return {
+        "version of torch": environment["packages"]["torch"],
+        "machine": f"{environment.get('processor')}, {environment.get('device')}",
+    }
+
+
+def missing(measured: Measured, planned: Planned, commands: Sequence[str]) -> str:
+    """Which planned cells are left, and the commands that measure them."""
+    gaps = gaps_of(measured, planned)
+    apart = told_apart([*{**measured, **planned}])
+    total, left = total_of(planned), sum(map(len, gaps.values()))
+    text = [
+        f"{total - left} of {total} planned cells are measured." if left else f"All {total} planned cells are measured."
+    ]
+    if gaps:
+        head = ["| network | data | middle | seeds left |", "|" + "---|" * 4]
+        text.append(
+            "\n".join(
+                [
+                    *head,
+                    *(
+                        f"| {network_of(p)} | {data_of(p)}{f', {apart[p]}' if apart[p] else ''} | {p.middle} | "
+                        f"{', '.join(map(str, seeds))} |"
+                        for p, seeds in sorted(gaps.items())
+                    ),
+                ]
+            )
+        )
+    finish = "These commands measure what is missing and write this page anew" if left else "Made by these commands"
+    text.append(f"{finish} (finished cells are skipped):")
+    text.append("```\n" + "\n".join(commands) + "\n```")
+    sources = {row.content["source"] for of_place in measured.values() for row in of_place.values()}
+    if gaps and len(sources) == 1:
+        text.append(f"The rows here are of commit `{sources.pop()}`; another one's may differ in their last digits.")
+    return "\n\n".join(text)
+
+
+def gaps_of(measured: Measured, planned: Planned) -> dict[Place, list[int]]:
+    """The seeds that are left of every planned place that is not complete."""
+    gaps = {place: sorted(set(seeds) - set(measured.get(place, {}))) for place, seeds in planned.items()}
+    return {place: seeds for place, seeds in gaps.items() if seeds}
+
+
+def total_of(planned: Planned) -> int:
+    """How many cells are planned."""
+    return sum(len(set(seeds)) for seeds in planned.values())
