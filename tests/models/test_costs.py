@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from medvisionllama.models.costs import cost_of
+from medvisionllama.models import costs
+from medvisionllama.models.costs import cost_of, forward_cost_of
 from medvisionllama.models.medvisionllama import build
 from medvisionllama.models.zoo import named, with_block
 
@@ -14,7 +15,7 @@ from medvisionllama.models.zoo import named, with_block
 def test_one_pass_through_the_llama_block(lora: str, rank: int, gflops: float) -> None:
     config = with_block(named("medvisionllama"), "llama-3.1-8b")
     config = replace(config, middle=replace(config.middle, lora=lora, rank=rank))
-    assert round(cost_of(config).flops / 1e9, 1) == gflops
+    assert round(forward_cost_of(config).flops / 1e9, 1) == gflops
 
 
 def test_a_count_by_hand() -> None:
@@ -44,6 +45,14 @@ def test_kept_bytes_are_what_a_step_on_a_cpu_keeps(name: str, size: tuple[int, i
     assert logits.requires_grad
     bytes_kept = sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in parameters)
     assert cost_of(config).kept_bytes == bytes_kept
+
+
+@pytest.mark.parametrize("name", ["vit-baseline", "medvisionllama", "medvisionllama-u"])
+def test_one_pass_costs_the_same_without_what_training_keeps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = cost_of(named(name), (32, 32, 32)).to_dict()
+    monkeypatch.setattr(costs, "_kept_bytes", lambda *given: pytest.fail("counted what nobody asked for"))
+    forward = forward_cost_of(named(name), (32, 32, 32))
+    assert vars(forward) | {"input_size": [32, 32, 32]} == {k: v for k, v in whole.items() if k != "kept_bytes"}
 
 
 def test_recomputing_keeps_less_and_bfloat16_weighs_half() -> None:

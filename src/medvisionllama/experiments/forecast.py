@@ -6,7 +6,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from statistics import mean, median
@@ -22,9 +22,9 @@ from medvisionllama.experiments.rows import Row
 from medvisionllama.experiments.suite import Work
 from medvisionllama.experiments.tables import TASKS
 from medvisionllama.language.catalog import CATALOG
-from medvisionllama.language.fetch import locate
+from medvisionllama.language.fetch import locate, model_numbers
 from medvisionllama.language.source import find_source
-from medvisionllama.models.costs import Cost, cost_of
+from medvisionllama.models.costs import ForwardCost, forward_cost_of
 from medvisionllama.models.medvisionllama import ModelConfig
 from medvisionllama.models.network import NetworkConfig
 from medvisionllama.pictures import COMMON_CASES, RANKED_CASES
@@ -53,7 +53,8 @@ class Forecast:
         basis: Where the hours come from.
         gigabytes: Of run folders: weights, label maps and pictures.
         prepared_gigabytes: Of the cases brought to the model's grid, which trainings share.
-        fetched_gigabytes: Of the language models' layers that are missing.
+        fetched_gigabytes: Of the language models' layers that are missing, as far as their size is known.
+        unknown: Cells to do whose language model has a shape that is not known here; in none of the other figures.
         missing: What is not at hand, and how to get it.
     """
 
@@ -64,6 +65,7 @@ class Forecast:
     gigabytes: float
     prepared_gigabytes: float
     fetched_gigabytes: float
+    unknown: int
     missing: Sequence[str]
 
     def lines(self) -> Iterator[str]:
@@ -72,6 +74,11 @@ class Forecast:
             yield f"{'there' if cell.key in self.measured else 'to do'}  {cell.name}"
         left = sum(cell.key not in self.measured for cell in self.cells)
         yield f"{len(self.cells)} cells, {left} to do: about {self.hours:.1f} h on one worker ({self.basis})"
+        if self.unknown:
+            yield (
+                f"of these {self.unknown} around a language model whose shape is not known here: "
+                "their hours and their size are in none of the figures"
+            )
         yield (
             f"disk: run folders about {self.gigabytes:.2g} GB, prepared cases {self.prepared_gigabytes:.2g} GB, "
             f"language models to fetch {self.fetched_gigabytes:.2g} GB; downloads of data not counted"
@@ -97,7 +104,8 @@ def forecast(
             other figure.
         all_tasks: Whether the table is about all ten tasks of the Decathlon.
     """
-    left = [cell for cell in work.cells if cell.key not in rows]
+    to_do = [cell for cell in work.cells if cell.key not in rows]
+    left = [cell for cell in to_do if _has_shape(cell, work)]
     paces = _paces(rows.values())
     speed = _speed(work)
     seconds, known = 0.0, 0
@@ -106,16 +114,30 @@ def forecast(
         if _pace_key(cell) in paces:
             seconds, known = seconds + steps * paces[_pace_key(cell)], known + 1
         else:
-            seconds += steps * _operations(cell) * PASSES_A_STEP * cell.recipe.batch_size / speed
+            seconds += steps * _cost_of(cell, work).flops * PASSES_A_STEP * cell.recipe.batch_size / speed
     basis = "the pace of rows already measured" if known == len(left) else f"counted operations, {speed:.0e} a second"
+    basis = basis if left else "nothing to count"
     voxels = {name: _voxels(tasks[name]) for name in {cell.task for cell in left}}
-    size = sum(_trained(cell) * BYTES_A_WEIGHT + _scored_bytes(cell, work, voxels[cell.task]) for cell in left)
+    size = sum(
+        _cost_of(cell, work).trainable_parameters * BYTES_A_WEIGHT + _scored_bytes(cell, work, voxels[cell.task])
+        for cell in left
+    )
     prepared = {(c.task, c.protocol, c.grid if c.protocol == "paper" else 0): c for c in left}
     stored = sum(_prepared_bytes(cell, tasks[cell.task], voxels[cell.task]) for cell in prepared.values())
-    blocks = _missing_blocks(left, work)
+    blocks = _missing_blocks(to_do, work)
     fetched = sum(CATALOG[source].layer_bytes for source in blocks if source in CATALOG)
     missing = [*blocks.values(), *_absent_tasks(absent), *(_missing_tasks(work, absent) if all_tasks else [])]
-    return Forecast(work.cells, set(rows), seconds / 3600, basis, size / 1e9, stored / 1e9, fetched / 1e9, missing)
+    return Forecast(
+        cells=work.cells,
+        measured=set(rows),
+        hours=seconds / 3600,
+        basis=basis,
+        gigabytes=size / 1e9,
+        prepared_gigabytes=stored / 1e9,
+        fetched_gigabytes=fetched / 1e9,
+        unknown=len(to_do) - len(left),
+        missing=missing,
+    )
 
 
 def _pace_key(cell: Cell) -> tuple[str, str, str, int]:
@@ -158,18 +180,24 @@ def _steps(cell: Cell, work: Work) -> int:
     return cell.recipe.epochs * -(-training // cell.recipe.batch_size)
 
 
-def _operations(cell: Cell) -> float:
-    return float(_cost(cell.config, cell.grid if cell.protocol == "paper" else NATIVE_EDGE).flops)
+def _has_shape(cell: Cell, work: Work) -> bool:
+    """Whether its network can be counted: a language model outside the catalog brings its shape when it is fetched."""
+    if not isinstance(cell.config, ModelConfig) or cell.config.middle.kind == "none":
+        return True
+    block = cell.config.middle.block
+    return model_numbers(find_source(block.source, block.revision), cache=work.cache) is not None
 
 
-def _trained(cell: Cell) -> int:
-    return _cost(cell.config, cell.grid if cell.protocol == "paper" else NATIVE_EDGE).trainable_parameters
+def _cost_of(cell: Cell, work: Work) -> ForwardCost:
+    return _cost(cell.config, cell.grid if cell.protocol == "paper" else NATIVE_EDGE, work.cache)
 
 
 @lru_cache
-def _cost(config: NetworkConfig, edge: int) -> Cost:
+def _cost(config: NetworkConfig, edge: int, cache: Path | None) -> ForwardCost:
     try:
-        return cost_of(replace(config, input_size=(edge, edge, edge)))
+        return forward_cost_of(config, (edge, edge, edge), cache=cache)
+    except InputError:  # whole as it is; it is a ValueError too
+        raise
     except ValueError as error:
         raise InputError(f"a network cannot be made for a grid of {edge}", got=str(error)) from error
 
@@ -185,10 +213,11 @@ def _missing_blocks(cells: Sequence[Cell], work: Work) -> dict[str, str]:
     """Source to what is told of it, of those that are not at hand."""
     told: dict[str, str] = {}
     for cell in cells:
-        if not isinstance(cell.config, ModelConfig) or cell.config.middle.kind not in ("language", "trained"):
+        if not isinstance(cell.config, ModelConfig) or cell.config.middle.kind == "none":
             continue
-        block = cell.config.middle.block
-        if block.source in told or block.init == "random":
+        block, has_shape = cell.config.middle.block, _has_shape(cell, work)
+        needs_weights = cell.config.middle.kind in ("language", "trained") and block.init != "random"
+        if block.source in told or (has_shape and not needs_weights):
             continue
         try:
             locate(find_source(block.source, block.revision), block.layers, cache=work.cache, hub=None)

@@ -13,7 +13,7 @@ from medvisionllama.experiments.paper_tables import PaperTable
 from medvisionllama.experiments.rows import Row
 from medvisionllama.experiments.table_lines import Entry, number_of
 from medvisionllama.experiments.tables import published
-from medvisionllama.models.costs import Cost, cost_of
+from medvisionllama.models.costs import ForwardCost, forward_cost_of
 from medvisionllama.models.network import NetworkConfig
 
 CLOCKED = ("inference_ms", "training_hours")
@@ -53,8 +53,8 @@ def counts_of(table: PaperTable, entries: Sequence[Entry]) -> list[Counted]:
 
 
 @lru_cache
-def _cost(config: NetworkConfig) -> Cost:
-    return cost_of(config)
+def _cost(config: NetworkConfig) -> ForwardCost:
+    return forward_cost_of(config)
 
 
 def _counted(config: NetworkConfig, count: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from medvisionllama.models.network import NetworkConfig, build_network
 
 
 @dataclass(frozen=True)
-class Cost:
+class ForwardCost:
     """The cost of one forward pass over one volume.
 
     Attributes:
@@ -25,8 +26,6 @@ class Cost:
         frozen_parameters: Numbers it does not: the block's, and the LoRA mappers' random start.
         flops: Floating-point operations of all products and convolutions; a multiplication and its addition are two.
         weight_bytes: What the parameters take in memory, each in its own number format.
-        kept_bytes: What a training step keeps of one volume for going backward, in float32 on a CPU. Beside it stand
-            the weights, and for each trained one its gradient and the optimiser's numbers.
         input_size: Voxels along I, J, K.
         tokens: How many image tokens pass the middle stage; 0 for networks without one.
     """
@@ -35,38 +34,79 @@ class Cost:
     frozen_parameters: int
     flops: int
     weight_bytes: int
-    kept_bytes: int
     input_size: Shape
     tokens: int
+
+
+@dataclass(frozen=True)
+class Cost(ForwardCost):
+    """The cost of one forward pass, and of going backward from it.
+
+    Attributes:
+        kept_bytes: What a training step keeps of one volume for going backward, in float32 on a CPU. Beside it stand
+            the weights, and for each trained one its gradient and the optimiser's numbers.
+    """
+
+    kept_bytes: int
 
     def to_dict(self) -> dict[str, Any]:
         """The form of `models show --json`."""
         return asdict(self) | {"input_size": list(self.input_size)}
 
 
-def cost_of(config: NetworkConfig, input_size: Shape | None = None) -> Cost:
+def cost_of(config: NetworkConfig, input_size: Shape | None = None, *, cache: Path | None = None) -> Cost:
     """Count on the meta device: no weights, no files, no memory, however large the network.
 
     Args:
         config: The network.
         input_size: Another size than the configuration's.
+        cache: Where fetched blocks lie; None for the default place. Of a model outside the catalog it tells the shape.
 
     Raises:
         ValueError: The size is not a multiple of the patch size.
+        InputError: The shape of the language model is not known on this machine.
     """
+    model, image, config = _on_meta(config, input_size, cache)
+    forward = _forward_cost(model, image, config)
+    return Cost(**vars(forward), kept_bytes=_kept_bytes(model, image))
+
+
+def forward_cost_of(
+    config: NetworkConfig, input_size: Shape | None = None, *, cache: Path | None = None
+) -> ForwardCost:
+    """:func:`cost_of` without what training keeps, which takes most of its time.
+
+    Args:
+        config: As :func:`cost_of` takes it.
+        input_size: The same.
+        cache: The same.
+
+    Raises:
+        ValueError: As of :func:`cost_of`.
+        InputError: The same.
+    """
+    return _forward_cost(*_on_meta(config, input_size, cache))
+
+
+def _on_meta(
+    config: NetworkConfig, input_size: Shape | None, cache: Path | None
+) -> tuple[nn.Module, Tensor, NetworkConfig]:
+    """The network and an image ``(1,M,I,J,K)``, both without numbers, and the configuration they follow."""
     if input_size is not None:
         config = replace(config, input_size=input_size)
-    model = build_network(config, meta=True).eval()
-    image = torch.empty((1, config.in_channels, *config.input_size), device="meta")
+    model = build_network(config, meta=True, cache=cache).eval()
+    return model, torch.empty((1, config.in_channels, *config.input_size), device="meta"), config
+
+
+def _forward_cost(model: nn.Module, image: Tensor, config: NetworkConfig) -> ForwardCost:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(image)
     i, j, k = config.token_grid if isinstance(config, ModelConfig) else (0, 0, 0)
-    return Cost(
+    return ForwardCost(
         trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         frozen_parameters=sum(p.numel() for p in model.parameters() if not p.requires_grad),
         flops=int(counter.get_total_flops()),
         weight_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
-        kept_bytes=_kept_bytes(model, image),
         input_size=config.input_size,
         tokens=i * j * k,
     )

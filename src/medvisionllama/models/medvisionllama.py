@@ -253,10 +253,14 @@ def build(
         with _seeded(seed, "block"):
             if config.middle.kind in ("language", "trained"):
                 if block is None:
-                    block = meta_block(block_config) if meta else load_block(block_config, cache=cache, offline=offline)
+                    block = (
+                        meta_block(block_config, cache=cache)
+                        if meta
+                        else load_block(block_config, cache=cache, offline=offline)
+                    )
                 filling = _Filling(block, block.width)
             else:
-                filling = _without_language(config.middle, block_config)
+                filling = _without_language(config.middle, block_config, cache)
         with _seeded(seed, "stem"):
             stem = _stem(config)
             position = PositionEmbedding(config.token_grid, config.width)
@@ -294,11 +298,11 @@ class _Filling:
     width: int
 
 
-def _without_language(middle: MiddleConfig, block_config: BlockConfig) -> _Filling:
+def _without_language(middle: MiddleConfig, block_config: BlockConfig, cache: Path | None) -> _Filling:
     """What takes the block's place; only the block's shape is looked at."""
     if middle.kind == "none":
         return _Filling(None, 0)
-    replaced = meta_block(block_config)
+    replaced = meta_block(block_config, cache=cache)
     if middle.kind == "mlp":
         return _Filling(small_mlp(replaced.width), replaced.width)
     if middle.kind == "large-mlp":
