@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import wilcoxon
 
 from medvisionllama.experiments.paper_tables import TABLES, Budget, Labelled, table_cells
 from medvisionllama.experiments.rows import PartScores, Row
 from medvisionllama.experiments.table_counts import Counted
 from medvisionllama.experiments.table_differences import differences_of
 from medvisionllama.experiments.table_lines import Entry, Line, RowKey, entries_of, lines_of
-from medvisionllama.experiments.table_page import to_markdown
+from medvisionllama.experiments.table_page import to_csv, to_markdown
 from medvisionllama.experiments.tables import published
 from medvisionllama.models.medvisionllama import ModelConfig
 from medvisionllama.models.network import build_network
@@ -139,6 +140,67 @@ def test_averages_are_tested(tmp_path: Path) -> None:
     assert "| average (Task04, Task02) | dice | ViT Baseline | 0.74 ± 0.04* |" in to_markdown(
         TABLES["v2-T3"], lines, [], [], []
     )
+
+
+def in_csv(table: str, lines: Sequence[Line]) -> list[dict[str, str]]:
+    head, *rows = to_csv(TABLES[table], lines, [])
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def test_every_test_is_told_with_its_pairs_seeds_and_effect_size(tmp_path: Path) -> None:
+    cells = labelled("v2-T3", (HIPPOCAMPUS, HEART), seeds=(0, 1))
+
+    def dice(x: Labelled) -> float | None:  # the measure has one seed, its rival two
+        if x.row == "MedVisionLlama":
+            return None if x.cell.seed else 0.8
+        return 0.78 if x.row == "ViT Baseline" else None
+
+    lines = lines_of(TABLES["v2-T3"], entries_of(cells, rows_of(cells, tmp_path, dice)))
+    rows = [row for row in in_csv("v2-T3", lines) if (row["row"], row["metric"]) == ("ViT Baseline", "dice")]
+    of_task, average = ({row["task"]: row for row in rows}[task] for task in (HIPPOCAMPUS, "average"))
+    of_cells = {(x.row, x.cell.task, x.cell.seed): n for n, x in enumerate(cells)}
+    ours, theirs = (
+        np.array(scores(m, seed=of_cells[row, HIPPOCAMPUS, 0]))
+        for row, m in (("ViT Baseline", 0.78), ("MedVisionLlama", 0.8))
+    )
+    less = ours - theirs
+    assert float(of_task["difference"]) == pytest.approx(less.mean(), abs=1e-4)
+    assert float(of_task["wilcoxon_p"]) == pytest.approx(wilcoxon(less).pvalue, abs=1e-4)
+    assert float(of_task["cohens_dz"]) == pytest.approx(less.mean() / less.std(ddof=1), abs=1e-3)
+    told = ("seeds", "shared_seeds", "cases", "pairs", "difference_interval")
+    assert [of_task[name] for name in told] == ["2", "1", "8", "8", "bootstrap"]
+    assert [average[name] for name in told] == ["2", "1", "0", "16", "t"]
+    assert float(average["t_p"]) < 1
+    assert (average["wilcoxon_p"], average["cohens_dz"]) == ("", "")
+    unpaired = [row for row in in_csv("v2-T3", lines) if row["row"] == "MedVisionLlama"]
+    assert {row["pairs"] + row["difference_interval"] + row["wilcoxon_p"] for row in unpaired} == {""}
+    page = [line.split(" | ") for line in to_markdown(TABLES["v2-T3"], lines, [], [], []).splitlines()]
+    cell_of = {(line[0], line[2]): line for line in page if len(line) == 11 and line[1] == "dice"}
+    assert cell_of[f"| {HIPPOCAMPUS}", "ViT Baseline"][7].endswith(" (seeds 0)")
+    assert cell_of["| average (Task04, Task02)", "ViT Baseline"][7].endswith(" (n 16; seeds 0)")
+    assert cell_of["| average (Task04, Task02)", "ViT Baseline"][9:] == ["\N{EN DASH}", "\N{EN DASH} |"]
+
+
+def test_pairs_are_told_once_where_they_are_those_of_the_row(tmp_path: Path) -> None:
+    cells = labelled("v2-T2")
+    lines = lines_of(TABLES["v2-T2"], entries_of(cells, rows_of(cells, tmp_path, lambda _: 0.8)))
+    page = to_markdown(TABLES["v2-T2"], lines, [], [], [])
+    assert " | 1 | " in page
+    assert "(n " not in page.partition("Measured:")[0]
+    assert "(seeds " not in page.partition("Measured:")[0]
+
+
+def test_a_case_without_a_value_in_one_seed_counts_by_its_others(tmp_path: Path) -> None:
+    cells = labelled("v2-T2", seeds=(0, 1))
+    lacking = [math.nan, *[0.5] * 7]
+    rows = [make_row(x.cell, tmp_path, {"test/native": [0.9] * 8 if x.cell.seed else lacking}) for x in cells]
+    line = dice_lines(lines_of(TABLES["v2-T2"], entries_of(cells, {r.key: r for r in rows})), HIPPOCAMPUS)
+    ours = line[RowKey("MedVisionLlama", 1.0, False)]
+    assert ours.measured == pytest.approx(0.7)
+    assert ours.cases.n == 8  # the first case by its second seed alone
+    assert ours.cases.mean == pytest.approx((7 * 0.7 + 0.9) / 8)
+    assert ours.effect is not None
+    assert ours.effect.cases.n == 8
 
 
 def test_another_program_is_compared_with_the_row_that_is_the_measure(tmp_path: Path) -> None:

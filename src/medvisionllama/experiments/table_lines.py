@@ -87,8 +87,9 @@ class Line:
         metric: Of the scores.
         published: What the paper prints; None where it prints nothing.
         by_seed: Each training's mean over cases, by seed.
-        cases: Over cases of the seed-averaged values.
-        effect: This row less the one it is compared with; None for that row itself, and where they share nothing.
+        cases: Over cases of the seed-averaged values; of each case over the seeds in which it has one.
+        effect: This row less the one it is compared with, over the seeds and cases that both have; None for that row
+            itself, and where they share nothing.
         holm_p: Of the t-test over cases, over the table's lines of the same part.
         measure: What the page calls the row it is compared with.
         tasks: Of an average: over which tasks it is.
@@ -122,6 +123,11 @@ class Line:
     def seed_sd(self) -> float:
         """The spread over seeds."""
         return float(np.std([*self.by_seed.values()], ddof=1)) if len(self.by_seed) > 1 else math.nan
+
+    @property
+    def difference_interval(self) -> str:
+        """How the interval of the difference was found: of one task by bootstrap over cases, of an average as t's."""
+        return "" if self.effect is None else "t" if self.task == AVERAGE else "bootstrap"
 
     @property
     def marks(self) -> str:
@@ -188,7 +194,7 @@ def _line(table: PaperTable, entry: Entry, measure: Entry | None, part: str, met
         metric,
         _printed_number(table, entry.key, entry.task, metric),
         {seed: _known_mean(cases.values()) for seed, cases in by_case.items()},
-        summary_of([float(np.mean(values)) for values in pooled.values()]),
+        summary_of([_known_mean(values) for values in pooled.values()]),
         _effect(entry, measure, part, metric),
         measure=measure.printed if measure is not None else "",
         beaten=table.beaten,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from medvisionllama.experiments.effects import Effect
 from medvisionllama.experiments.paper_tables import PaperTable
 from medvisionllama.experiments.table_counts import CLOCKED, Counted
 from medvisionllama.experiments.table_lines import Line
 from medvisionllama.experiments.tables import Published
-from medvisionllama.reports.wording import UNKNOWN, exact, number, p_value, signed
+from medvisionllama.reports.wording import MINUS, UNKNOWN, exact, number, p_value, signed
 
 
 def to_markdown(
@@ -33,11 +34,16 @@ def to_markdown(
     if lines:
         text.append(
             "Measured: mean over cases of the mean over classes, over seeds where there are several (± SD over seeds). "
-            "Interval: 95 % bootstrap over cases. Difference: paired by case with the row named, averaged over seeds; "
-            f"`*` {'a row that is worse, ' if table.beaten else ''}raw p < .05 (paired t-test over cases; in an "
-            "average tasks count alike and are strata), a dagger where it survives Holm's correction over this part "
-            "of the table. An average is over the tasks that every measured row has. The test is over cases alone: "
-            "it says nothing of other trainings. Published ±: as printed; of what it is the SD the paper does not say."
+            "Interval: 95 % bootstrap over cases; n counts those with a value in any seed. Difference: paired by case "
+            "with the row named, averaged over the seeds that both rows have; behind it stand the pairs tested and "
+            "those seeds, where they are not the n and the seeds of the row. Tests are two-sided over the pairs: the "
+            "paired t-test (in an average tasks count alike and are strata) and Wilcoxon's signed-rank test; d_z is "
+            "the mean difference in units of the differences' SD. Ranks and d_z are of one task: an average has "
+            f"neither. `*` {'a row that is worse, ' if table.beaten else ''}raw p < .05 of the t-test, a dagger where "
+            "it survives Holm's correction over this part of the table. An average is over the tasks that every "
+            "measured row has. The tests are over cases alone: they say nothing of other trainings. The CSV gives "
+            "each difference its 95 % interval: `bootstrap` over the pairs of one task, `t` for an average. "
+            "Published ±: as printed; of what it is the SD the paper does not say."
         )
     if counts:
         text += ["## Networks", _table_of_counts(counts)]
@@ -50,23 +56,40 @@ def to_markdown(
 def _table_of_part(table: PaperTable, lines: Sequence[Line]) -> str:
     against = table.against or next(iter(table.rows), "")
     text = [
-        f"| task | metric | row | published | measured | interval over cases (n) | seeds | less {against} | p |",
-        "|" + "---|" * 9,
+        f"| task | metric | row | published | measured | interval over cases (n) | seeds | less {against} | p (t) | "
+        "p (Wilcoxon) | d_z |",
+        "|" + "---|" * 11,
     ]
     for line in lines:
         spread = f" ± {number(line.seed_sd, line.metric)}" if not math.isnan(line.seed_sd) else ""
         interval = f"{number(line.cases.low, line.metric)} to {number(line.cases.high, line.metric)} ({line.cases.n})"
         effect = line.effect
         task = f"{line.task} ({', '.join(_short(name) for name in line.tasks)})" if line.tasks else line.task
-        less = signed(effect.difference, line.metric) if effect else UNKNOWN
-        less += f" (less {line.measure})" if effect and line.measure != against else ""
+        tested = (effect.cases.t_p, effect.cases.wilcoxon_p) if effect else (math.nan, math.nan)
         text.append(
             f"| {task} | {line.metric} | {line.printed} | {_as_printed(line.published)} | "
             f"{number(line.measured, line.metric)}{spread}{line.marks} | {interval if line.cases.n else UNKNOWN} | "
-            f"{len(line.by_seed) or UNKNOWN} | {less} | "
-            f"{p_value(effect.cases.t_p) if effect else UNKNOWN} |"
+            f"{len(line.by_seed) or UNKNOWN} | {_less(line, against)} | "
+            f"{' | '.join(map(p_value, tested))} | {_effect_size(effect)} |"
         )
     return "\n".join(text)
+
+
+def _less(line: Line, against: str) -> str:
+    """The difference; behind it what the table's columns do not say: less what, over which pairs and seeds."""
+    effect = line.effect
+    if effect is None:
+        return UNKNOWN
+    said = [f"less {line.measure}"] if line.measure != against else []
+    said += [f"n {effect.cases.n}"] if effect.cases.n != line.cases.n else []
+    said += [f"seeds {', '.join(map(str, effect.seeds))}"] if len(effect.seeds) != len(line.by_seed) else []
+    return signed(effect.difference, line.metric) + (f" ({'; '.join(said)})" if said else "")
+
+
+def _effect_size(effect: Effect | None) -> str:
+    """Two decimals; a dash where there is no spread to measure it in."""
+    size = effect.cases.cohens_dz if effect is not None else math.nan
+    return f"{size:+.2f}".replace("-", MINUS) if math.isfinite(size) else UNKNOWN
 
 
 def _table_of_counts(counts: Sequence[Counted]) -> str:
@@ -85,19 +108,18 @@ def to_csv(table: PaperTable, lines: Sequence[Line], counts: Sequence[Counted]) 
     """The same as one table of plain numbers."""
     head = (
         "table", "row", "task", "part", "metric", "published", "published_sd", "published_mark", "measured", "seeds",
-        "seed_sd", "case_low", "case_high", "cases", "difference", "difference_low", "difference_high", "t_p", "holm_p",
-        "marks",
+        "seed_sd", "case_low", "case_high", "cases", "difference", "difference_low", "difference_high",
+        "difference_interval", "pairs", "shared_seeds", "t_p", "holm_p", "wilcoxon_p", "cohens_dz", "marks",
     )  # fmt: skip
     rows: list[tuple[str, ...]] = [head]
     for line in lines:
-        was, effect = line.published, line.effect
-        compared = (effect.difference, effect.cases.low, effect.cases.high, effect.cases.t_p) if effect else ()
+        was = line.published
         rows.append(
             (
                 table.name, line.printed, line.task, line.part, line.metric, exact(was.value if was else math.nan),
                 exact(was.sd if was else math.nan), "*" if was and was.significant else "", exact(line.measured),
                 str(len(line.by_seed)), exact(line.seed_sd), exact(line.cases.low), exact(line.cases.high),
-                str(line.cases.n), *(map(exact, compared) if compared else [""] * 4), exact(line.holm_p), line.marks,
+                str(line.cases.n), *_compared(line), line.marks,
             )
         )  # fmt: skip
     for c in counts:
@@ -108,6 +130,20 @@ def to_csv(table: PaperTable, lines: Sequence[Line], counts: Sequence[Counted]) 
         if not math.isnan(c.counted):
             rows.append((table.name, c.printed, "", "counted", c.count, "", "", "", exact(c.counted), *empty))
     return rows
+
+
+def _compared(line: Line) -> tuple[str, ...]:
+    """The columns of a difference, from itself to its effect size; all empty where there is none."""
+    if line.effect is None:
+        return ("",) * 10
+    effect, over_cases = line.effect, line.effect.cases
+    return (
+        *map(exact, (effect.difference, over_cases.low, over_cases.high)),
+        line.difference_interval,
+        str(over_cases.n),
+        str(len(effect.seeds)),
+        *map(exact, (over_cases.t_p, line.holm_p, over_cases.wilcoxon_p, over_cases.cohens_dz)),
+    )
 
 
 def _short(task: str) -> str:
