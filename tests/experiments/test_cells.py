@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from medvisionllama.data.splits import read_splits
+from medvisionllama.errors import InputError
 from medvisionllama.experiments import cells
 from medvisionllama.experiments.cells import Cell, completed, folder_digest, key_of, splits_digest
 from medvisionllama.experiments.pretraining import PLANNED_TASK, study_cells
@@ -131,6 +132,14 @@ def test_names_tell_people_and_differ(cell: Cell) -> None:
     assert "minilm-l6-shuffled" in replace(changed(cell)["init"], model="medvisionllama-u", block="minilm-l6").name
 
 
+def test_a_name_that_would_be_a_path_is_refused(cell: Cell) -> None:
+    study = replace(cell, config=SMALL, model="medvisionllama-u")
+    for strange in (replace(study, block="org/name"), replace(study, block="/a/folder"), replace(cell, task="A/B")):
+        with pytest.raises(InputError, match=r"cannot hold a slash: got .*--block LABEL=SOURCE"):
+            _ = strange.name
+    assert replace(study, block="org~name").key == replace(study, block="org/name").key  # labels decide nothing
+
+
 ROWS = Path(__file__).resolve().parents[2] / "docs" / "results" / "does-pretraining-matter" / "rows"
 SPLITS = ROWS.parents[1] / "task04-native" / "splits.json"
 
@@ -146,6 +155,15 @@ def strangers(rows: Path) -> list[str]:
 def test_every_committed_row_is_a_cell_of_the_study() -> None:
     assert any(ROWS.glob("*.json"))
     assert strangers(ROWS) == []
+
+
+def test_every_committed_row_bears_the_name_of_its_cell() -> None:
+    """Its key's letters aside, which are of the settings that there were when it was measured."""
+    planned = study_cells([(PLANNED_TASK, splits_digest(read_splits(SPLITS)))])
+    names = {cell.key: cell.name.rpartition("-")[0] for cell in planned}
+    keys = {path.stem: row.key for path in ROWS.glob("*.json") if (row := read_row(path)).key in names}
+    assert keys
+    assert [stem for stem, key in keys.items() if stem.rpartition("-")[0] != names[key]] == []
 
 
 def test_a_row_of_other_settings_is_a_stranger(cell: Cell, tmp_path: Path) -> None:

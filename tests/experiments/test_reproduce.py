@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import math
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +24,7 @@ from medvisionllama.experiments.reproduction import Reproduction
 from medvisionllama.experiments.request import Request, sound
 from medvisionllama.experiments.retold import command_of, study_commands
 from medvisionllama.experiments.rows import read_row
+from medvisionllama.experiments.suite import Walked
 from medvisionllama.language.catalog import CATALOG
 from tests.experiments.row_maker import content_of, make_row, write_row
 from tests.language.tiny_models import full_model
@@ -44,14 +47,18 @@ REFUSED = [
     ("v2-T2", {"fractions": (1.5, 0.0)}, "share of the training part: got 1.5, 0"),
     ("v2-T2", {"limit": -1}, "--limit -1: expected whole numbers from 0"),
     ("v2-T2", {"grid": 17}, "on a grid of 17: got .*multiple"),
-    ("v2-T2", {"blocks": (("llama-3.1-8", "minilm-l6"),)}, "no table has a language model 'llama-3.1-8'"),
+    ("v2-T2", {"blocks": (("llama-3.1-8", "minilm-l6"),)}, "no language model 'llama-3.1-8'.*expected llama-3.1-8b"),
+    ("v2-T6", {"blocks": (("biogpt", "minilm-l6"),)}, "v2-T6 has no language model 'biogpt' .*expected llama-3.1-8b"),
+    ("v2-F5", {"blocks": (("bio-gpt", "minilm-l6"),)}, "expected .*biobert, biogpt, clinicalbert"),
     ("v2-T2", {"blocks": (("minilm-l7", "minilm-l7"),)}, "there is no language model 'minilm-l7'"),
-    ("v2-T2", {"blocks": (("a", "minilm-l6"), ("a", "minilm-l6"))}, "named twice|no table has"),
+    ("v2-T2", {"blocks": (("a", "minilm-l6"), ("a", "minilm-l6"))}, "named twice|no language model"),
     ("v2-T2", {"middles": ("none",), "loras": ("both",)}, "--middles, --lora is of does-pretraining-matter, not of v2"),
     ("v2-T2", {"recipe": "nosuch"}, "nosuch"),
     (STUDY, {"grid": 64, "folds": (0,), "recipe": "x"}, "--grid, --folds, --recipe is of the papers' tables"),
     (STUDY, {"predictions": (("x", Path("x")),)}, "--predictions is of the papers' tables"),
     (STUDY, {"middles": ("nosuch",)}, "no such cell in the study"),
+    (STUDY, {"blocks": (("a/b", "minilm-l6"),)}, "part of its files' names: got --block a/b=minilm-l6"),
+    (STUDY, {"blocks": (("", "minilm-l6"),)}, "expected LABEL=SOURCE, a LABEL without slashes"),
 ]
 
 
@@ -105,6 +112,45 @@ def test_one_folder_under_several_labels_is_one_cell(ask: Ask, tmp_path: Path) -
     assert shared["ViT + Gemma"] == shared["ViT + Llama"] == shared["ViT + Mistral"]
 
 
+def test_a_study_calls_a_language_model_without_label_by_its_folder_or_hub_id(ask: Ask, tmp_path: Path) -> None:
+    folder, other = tmp_path / "tiny" / "hf", tmp_path / "other" / "hf"
+    for each in (folder, other):
+        full_model("llama").save_pretrained(each)
+    hub = "someorg/some-bert"
+    asked = sound(ask(STUDY, blocks=((str(folder),) * 2, (hub, hub), ("new", str(other)))))
+    assert asked.blocks == (("hf", str(folder)), ("someorg~some-bert", hub), ("new", str(other)))
+    told = shlex.split(command_of(asked))
+    assert "someorg~some-bert=someorg/some-bert" in told
+    assert [word for word in told if word.startswith("hf=DATA/") and word.endswith("/tiny/hf")]
+    with pytest.raises(InputError, match="named twice: got hf"):
+        sound(ask(STUDY, blocks=((str(folder),) * 2, (str(other),) * 2)))
+
+
+def test_the_study_runs_from_end_to_end_on_a_folder_without_a_label(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task, folder, out = tmp_path / "ph", tmp_path / "tiny" / "hf", tmp_path / "out"
+    write_phantom_task(task, cases=5, settings=PhantomSettings(spacing_mm=(5.0, 6.0)))
+    full_model("llama").save_pretrained(folder)
+    typed = ["reproduce", STUDY, "--tasks", str(task), "--block", str(folder), "--out", str(out), "--steps", "2"]
+    typed += ["--networks", "medvisionllama-u", "--middles", "none", "pretrained", "--fractions", "1", "--seeds", "0"]
+    assert main([*typed, "--threads", "1", "--device", "cpu", "--offline"]) == 0
+    rows = sorted((out / "rows").rglob("*.json"))
+    assert [path.parent for path in rows] == [out / "rows"] * 2
+    measured = [read_row(path) for path in rows]
+    assert {row.block for row in measured} == {"", "hf"}
+    assert all(math.isfinite(row.parts["test"].mean("dice")) for row in measured)
+    assert not [path.name for path in rows if str(tmp_path) in path.read_text()]
+    page = (out / f"{STUDY}.md").read_text()
+    assert "hf" in page
+    assert str(tmp_path) not in page
+    differences = list(csv.DictReader((out / f"{STUDY}.csv").open()))
+    assert [row for row in differences if "hf" in row.values()]
+    capsys.readouterr()
+    assert main([*typed, "--dry-run"]) == 0
+    assert "2 cells, 0 to do" in capsys.readouterr().out
+
+
 def test_a_hub_id_of_the_catalog_is_its_name(ask: Ask) -> None:
     keys = [
         [x.cell.key for x in Reproduction(ask("v2-T2", blocks=((name, name),))).labelled]
@@ -134,6 +180,25 @@ def test_a_task_that_is_not_here_is_listed_with_its_download(
     assert told.count("missing task  Task02_Heart") == 1
     assert "2 cells, 2 to do" in told
     assert main([*typed, "--limit", "0"]) == 2
+
+
+@pytest.mark.parametrize("table", ["v2-T6", STUDY])
+def test_a_language_model_of_unknown_shape_is_listed_with_its_fetch(
+    table: str, phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = ["reproduce", table, "--tasks", str(phantom), "--out", str(tmp_path), "--steps", "3", "--dry-run"]
+    typed += ["--block", "someorg/some-bert", "--cache", str(tmp_path / "cache")]
+    typed += (
+        ["--grid", "32"] if table != STUDY else ["--seeds", "0", "--fractions", "1", "--middles", "none", "identity"]
+    )
+    assert main(typed) == 0
+    told = capsys.readouterr().out
+    unknown = 2 if table == STUDY else 4  # around `none` there is nothing to know
+    assert "4 cells, 4 to do: about " in told
+    assert f"of these {unknown} around a language model whose shape is not known here" in told
+    assert ("(nothing to count)" in told) == (table != STUDY)
+    assert "missing weights  someorg/some-bert: medvisionllama blocks fetch someorg/some-bert" in told
+    assert ".." not in told
 
 
 def test_disk_follows_the_task(ask: Ask, tmp_path: Path) -> None:
@@ -184,6 +249,23 @@ def test_a_study_of_ones_own_names_its_own_command(ask: Ask) -> None:
     planned = study_commands(replace(own, out=Path("docs/x"), work=Path("docs/x/runs")), planned=True)
     assert planned[0] == f"medvisionllama reproduce {STUDY} --tasks ph --out docs/x"
     assert "--middles shuffled pretrained --block stories260K=DATA/weights/stories260K/hf --out docs/x" in planned[1]
+
+
+def test_cells_held_by_another_are_counted(
+    phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def all_held(reproduction: Reproduction, *given: object, **named: object) -> Walked:
+        return Walked({cell.name: "held by another" for cell in reproduction.work().cells})
+
+    monkeypatch.setattr(Reproduction, "measure", all_held)
+    typed = ["reproduce", "v2-T6", "--tasks", str(phantom), "--out", str(tmp_path), "--block", "minilm-l6"]
+    assert main([*typed, "--limit", "3"]) == 0
+    assert "3 cells held by another: the matrix is not finished\n" in capsys.readouterr().out
+    request = Request("v2-T6", (phantom,), tmp_path, tmp_path / "runs", blocks=(("minilm-l6",) * 2,))
+    for cell in Reproduction(request).work().cells[:3]:  # the other is done with three meanwhile
+        make_row(cell, tmp_path / "rows", {"test/native": [0.5]})
+    assert main(typed) == 0
+    assert "1 cell held by another: the matrix is not finished\n" in capsys.readouterr().out
 
 
 def test_an_interruption_says_how_to_go_on(

@@ -255,6 +255,28 @@ def test_the_script_for_sbatch_is_a_script(tmp_path: Path) -> None:
     assert text.rstrip().endswith("--tasks 'a folder' --out results --worker $SLURM_ARRAY_TASK_ID --workers 3")
 
 
+def test_the_script_for_sbatch_works_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written, elsewhere = tmp_path / "a folder", tmp_path / "elsewhere"
+    (written / "ph").mkdir(parents=True)
+    elsewhere.mkdir()
+    interpreter = tmp_path / "python"  # tells what it was given, and whether it finds it
+    interpreter.write_text('#!/bin/bash\n[ -d "$5" ] && echo "$@"\n')
+    interpreter.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(interpreter))
+    monkeypatch.chdir(written)
+    write_slurm_script(["reproduce", "--tasks", "ph"], Path("x.sbatch"), 3, Job(), threads=1, gpu=False)
+    done = subprocess.run(
+        ["bash", str(written / "x.sbatch")],
+        cwd=elsewhere,
+        env=os.environ | {"SLURM_ARRAY_TASK_ID": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "-m medvisionllama.cli reproduce --tasks ph --worker 1 --workers 3\n"
+
+
 @pytest.mark.slow
 def test_two_ray_workers_share_the_work(cell: Cell, work_of: WorkOf) -> None:
     pytest.importorskip("ray")

@@ -35,7 +35,8 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="[LABEL=]SOURCE",
-        help="language models: a name, hub id or folder; of the papers' tables LABEL says in whose place",
+        help="language models: a name, hub id or folder; of the papers' tables LABEL says in whose place, of the study "
+        "it is any name for them (default: the folder's, or the hub id's)",
     )
     parser.add_argument("--networks", nargs="+", default=[], help="of the study: those to put middles in")
     parser.add_argument("--middles", nargs="+", default=[], help="of the study: what stands in the middle")
@@ -90,6 +91,8 @@ def _reproduce(options: argparse.Namespace) -> int:
         return INTERRUPTED
     for name, fault in walked.faults.items():
         print(f"failed  {name}: {fault}")
+    if held := reproduction.held(walked):
+        print(f"{held} {'cell' if held == 1 else 'cells'} held by another: the matrix is not finished")
     for path in reproduction.write():
         print(path)
     return FAULTS_FOUND if walked.faults or walked.lost else DONE

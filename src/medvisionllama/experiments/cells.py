@@ -17,6 +17,7 @@ from typing import Any, get_args
 from medvisionllama.config import Experiment
 from medvisionllama.data.plan import Protocol
 from medvisionllama.data.splits import Splits
+from medvisionllama.errors import InputError
 from medvisionllama.language.families import family_of
 from medvisionllama.language.fetch import locate
 from medvisionllama.language.layout import digest as digest_of_tensors
@@ -89,7 +90,13 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """For people: model, block, how it starts, share and seed; and the key, since others may be called alike."""
+        """For people: model, block, how it starts, share and seed; and the key, since others may be called alike.
+
+        Rows, locks and run folders bear it.
+
+        Raises:
+            InputError: It would be a path of several folders, in which no row is found again.
+        """
         parts = [self.task.split("_")[0], self.model]
         if isinstance(self.config, ModelConfig) and self.config.middle.kind != "none":
             middle = self.config.middle
@@ -97,7 +104,14 @@ class Cell:
             parts += [middle.block.init if middle.kind == "language" else middle.kind]
             parts += [] if middle.lora == "both" else [f"lora-{middle.lora}"]
         parts += [f"{100 * self.fraction:g}pc", f"f{self.fold}", f"s{self.seed}", self.key[:8]]
-        return "-".join(parts)
+        name = "-".join(parts)
+        if "/" in name or "\\" in name:
+            raise InputError(
+                "a cell's name is that of its files and cannot hold a slash",
+                got=name,
+                mend="Give the language model a label of its own (--block LABEL=SOURCE), or the task another name.",
+            )
+        return name
 
     def experiment(self, dataset: Path) -> Experiment:
         """What :func:`~medvisionllama.run.train_run` takes."""

@@ -145,6 +145,8 @@ def launch_ray(work: Work, workers: int, tell: Tell = print) -> Walked:
 def write_slurm_script(command: Sequence[str], path: Path, jobs: int, job: Job, *, threads: int, gpu: bool) -> Path:
     """A script for ``sbatch`` alone, for clusters without submitit: an array of workers that all walk the same list.
 
+    It works from wherever it is started: paths of the command are those of the folder where it was written.
+
     Args:
         command: What one worker runs, ``medvisionllama reproduce ...`` with the local launcher and one process.
         path: The script to write.
@@ -164,6 +166,7 @@ def write_slurm_script(command: Sequence[str], path: Path, jobs: int, job: Job, 
         *(["#SBATCH --gpus=1"] if gpu else []),
         f"#SBATCH --output={path.stem}-%A_%a.log",
         "",
+        f"cd {shlex.quote(str(Path.cwd()))} || exit 1",
         "# Every worker takes the next cell that has no row and that no other holds; submit it again to go on.",
         f"{shlex.quote(sys.executable)} -m medvisionllama.cli {shlex.join(command)} "
         f"--worker $SLURM_ARRAY_TASK_ID --workers {jobs}",

@@ -219,8 +219,13 @@ def network_of(row: Row, blocks: Mapping[str, str]) -> tuple[NetworkConfig, str]
         return config, ""
     source = blocks.get(row.block, blocks.get("", row.block))
     if not Path(source).is_dir():
-        return with_block(config, source), source.replace("/", "~")
-    return with_block(config, str(Path(source).resolve())), f"{Path(source).resolve().name}~for~{row.block}"
+        return with_block(config, source), block_label(source)
+    return with_block(config, str(Path(source).resolve())), f"{block_label(source)}~for~{row.block}"
+
+
+def block_label(source: str) -> str:
+    """What tables and files call a language model without a label: a folder's own name, a hub id without its slash."""
+    return Path(source).resolve().name if Path(source).is_dir() else source.replace("/", "~")
 
 
 def _model_of(row: Row, blocks: Mapping[str, str]) -> str:

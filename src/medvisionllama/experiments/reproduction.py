@@ -153,6 +153,11 @@ class Reproduction:
             return walk(self.work(), *share, tell=tell, listener=listener)
         return launch(launcher, self.work(), workers, tell, listener, job)
 
+    def held(self, walked: Walked) -> int:
+        """How many cells were passed over because another launch is at them, and have left no row since."""
+        names = walked.named("held by another")
+        return len({x.cell.key for x in self.labelled if x.cell.name in names} - set(self.rows()))
+
     def write(self, tell: Tell = print) -> list[Path]:
         """Write the table or page from the rows that are there."""
         if self.table is None:

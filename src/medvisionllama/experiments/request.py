@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from medvisionllama.errors import InputError
-from medvisionllama.experiments.paper_tables import TABLES
+from medvisionllama.experiments.paper_tables import TABLES, block_label
 from medvisionllama.experiments.pretraining import NAME
 from medvisionllama.language.catalog import CATALOG
 from medvisionllama.language.source import find_source
@@ -77,6 +77,8 @@ class Request:
 def sound(request: Request) -> Request:
     """The request with every value once, and a hub id of the catalog under its name: one setting has one key.
 
+    In the study a language model without a label is called by its folder's name, or its hub id without the slash.
+
     Raises:
         InputError: The table is unknown, an option is of another kind of table, or a value is out of range.
     """
@@ -87,6 +89,8 @@ def sound(request: Request) -> Request:
         (names.get(label, label) if label == source else label, names.get(source, source))
         for label, source in request.blocks
     )
+    if request.table == NAME:
+        blocks = tuple((block_label(source) if label == source else label, source) for label, source in blocks)
     _refuse_blocks(request, blocks)
     _refuse_twice("another program's row", [name for name, _ in request.predictions], "Give each a name of its own.")
     return replace(
@@ -130,13 +134,19 @@ def _refuse_out_of_range(request: Request) -> None:
 
 def _refuse_blocks(request: Request, blocks: Sequence[tuple[str, str]]) -> None:
     _refuse_twice("a language model", [label for label, _ in blocks], "Give each a label of its own.")
-    known = {row.block for table in TABLES.values() for row in table.rows.values() if row.block}
+    known = {row.block for row in TABLES[request.table].rows.values() if row.block} if request.table != NAME else set()
     for label, source in blocks:
-        if request.table != NAME and label != source and label not in known:
+        if known and label != source and label not in known:
             raise InputError(
-                f"no table has a language model {label!r} for another to stand in for",
+                f"{request.table} has no language model {label!r} for another to stand in for",
                 expected=", ".join(sorted(known)),
-                mend="Correct what stands before the = of --block.",
+                mend="Correct what stands before the = of --block, or leave it out.",
+            )
+        if request.table == NAME and (not label or "/" in label):
+            raise InputError(
+                "a label of a language model is part of its files' names",
+                got=f"--block {label}={source}",
+                expected="LABEL=SOURCE, a LABEL without slashes",
             )
         find_source(source)
 
