@@ -26,6 +26,8 @@ from medvisionllama.experiments.retold import command_of, study_commands
 from medvisionllama.experiments.rows import read_row
 from medvisionllama.experiments.suite import Walked
 from medvisionllama.language.catalog import CATALOG
+from medvisionllama.language.store import ModelStore
+from medvisionllama.run_folder import write_json
 from tests.experiments.row_maker import content_of, make_row, write_row
 from tests.language.tiny_models import full_model
 
@@ -188,17 +190,25 @@ def test_a_language_model_of_unknown_shape_is_listed_with_its_fetch(
 ) -> None:
     typed = ["reproduce", table, "--tasks", str(phantom), "--out", str(tmp_path), "--steps", "3", "--dry-run"]
     typed += ["--block", "someorg/some-bert", "--cache", str(tmp_path / "cache")]
-    typed += (
-        ["--grid", "32"] if table != STUDY else ["--seeds", "0", "--fractions", "1", "--middles", "none", "identity"]
-    )
+    of_the_study = ["--seeds", "0", "--fractions", "1", "--middles", "none", "identity"]
+    typed += of_the_study if table == STUDY else ["--grid", "32"]
     assert main(typed) == 0
     told = capsys.readouterr().out
     unknown = 2 if table == STUDY else 4  # around `none` there is nothing to know
     assert "4 cells, 4 to do: about " in told
     assert f"of these {unknown} around a language model whose shape is not known here" in told
     assert ("(nothing to count)" in told) == (table != STUDY)
+    assert "prepared cases 0 GB" not in told  # which no language model decides
     assert "missing weights  someorg/some-bert: medvisionllama blocks fetch someorg/some-bert" in told
     assert ".." not in told
+    store = ModelStore(tmp_path / "cache", "someorg/some-bert")  # one layer fetched, though not the one wanted
+    store.remember("main", "0" * 40)
+    write_json(store.at("0" * 40) / "config.json", dict(CATALOG["minilm-l6"].numbers))
+    assert main(typed) == 0
+    told = capsys.readouterr().out
+    assert "counted operations" in told
+    assert "shape is not known" not in told
+    assert ("missing weights  someorg/some-bert" in told) == (table != STUDY)  # mappers alone need a width only
 
 
 def test_disk_follows_the_task(ask: Ask, tmp_path: Path) -> None:

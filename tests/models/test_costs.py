@@ -1,14 +1,19 @@
 """Counted operations: SPEC 11's right values, and a count by hand."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from medvisionllama.errors import InputError
+from medvisionllama.language.catalog import CATALOG
+from medvisionllama.language.store import ModelStore
 from medvisionllama.models import costs
 from medvisionllama.models.costs import cost_of, forward_cost_of
 from medvisionllama.models.medvisionllama import build
 from medvisionllama.models.zoo import named, with_block
+from medvisionllama.run_folder import write_json
 
 
 @pytest.mark.parametrize(("lora", "rank", "gflops"), [("none", 8, 2141.6), ("mappers", 4, 2141.9), ("both", 8, 2143.0)])
@@ -53,6 +58,19 @@ def test_one_pass_costs_the_same_without_what_training_keeps(name: str, monkeypa
     monkeypatch.setattr(costs, "_kept_bytes", lambda *given: pytest.fail("counted what nobody asked for"))
     forward = forward_cost_of(named(name), (32, 32, 32))
     assert vars(forward) | {"input_size": [32, 32, 32]} == {k: v for k, v in whole.items() if k != "kept_bytes"}
+
+
+@pytest.mark.parametrize("kind", ["language", "identity"])
+def test_the_shape_of_a_fetched_model_comes_from_the_cache_it_lies_in(kind: str, tmp_path: Path) -> None:
+    hub_id, commit = "someorg/some-bert", "0123456789" * 4
+    store = ModelStore(tmp_path, hub_id)
+    store.remember("main", commit)
+    write_json(store.at(commit) / "config.json", dict(CATALOG["minilm-l6"].numbers))
+    known = named("medvisionllama-u" if kind == "language" else "medvisionllama-u-identity")
+    config = with_block(known, hub_id)
+    with pytest.raises(InputError, match="the shape of someorg/some-bert is not known"):
+        forward_cost_of(config, (16, 16, 16))
+    assert forward_cost_of(config, (16, 16, 16), cache=tmp_path) == forward_cost_of(known, (16, 16, 16))
 
 
 def test_recomputing_keeps_less_and_bfloat16_weighs_half() -> None:

@@ -54,7 +54,7 @@ class Forecast:
         gigabytes: Of run folders: weights, label maps and pictures.
         prepared_gigabytes: Of the cases brought to the model's grid, which trainings share.
         fetched_gigabytes: Of the language models' layers that are missing, as far as their size is known.
-        unknown: Cells to do whose language model has a shape that is not known here; in none of the other figures.
+        unknown: Cells to do around a language model of unknown shape; hours and weights are without them.
         missing: What is not at hand, and how to get it.
     """
 
@@ -77,7 +77,7 @@ class Forecast:
         if self.unknown:
             yield (
                 f"of these {self.unknown} around a language model whose shape is not known here: "
-                "their hours and their size are in none of the figures"
+                "their hours and their weights are in none of the figures"
             )
         yield (
             f"disk: run folders about {self.gigabytes:.2g} GB, prepared cases {self.prepared_gigabytes:.2g} GB, "
@@ -117,12 +117,10 @@ def forecast(
             seconds += steps * _cost_of(cell, work).flops * PASSES_A_STEP * cell.recipe.batch_size / speed
     basis = "the pace of rows already measured" if known == len(left) else f"counted operations, {speed:.0e} a second"
     basis = basis if left else "nothing to count"
-    voxels = {name: _voxels(tasks[name]) for name in {cell.task for cell in left}}
-    size = sum(
-        _cost_of(cell, work).trainable_parameters * BYTES_A_WEIGHT + _scored_bytes(cell, work, voxels[cell.task])
-        for cell in left
-    )
-    prepared = {(c.task, c.protocol, c.grid if c.protocol == "paper" else 0): c for c in left}
+    voxels = {name: _voxels(tasks[name]) for name in {cell.task for cell in to_do}}
+    weights = sum(_cost_of(cell, work).trainable_parameters * BYTES_A_WEIGHT for cell in left)
+    size = weights + sum(_scored_bytes(cell, work, voxels[cell.task]) for cell in to_do)
+    prepared = {(c.task, c.protocol, c.grid if c.protocol == "paper" else 0): c for c in to_do}
     stored = sum(_prepared_bytes(cell, tasks[cell.task], voxels[cell.task]) for cell in prepared.values())
     blocks = _missing_blocks(to_do, work)
     fetched = sum(CATALOG[source].layer_bytes for source in blocks if source in CATALOG)
