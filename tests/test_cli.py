@@ -225,3 +225,24 @@ def test_interrupting_exits_with_130(phantom: Path, tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(medvisionllama.run, "train", interrupted)
     assert main(["train", str(phantom), "--run", str(tmp_path / "run"), *QUICK]) == 130
+
+
+def test_a_networks_shape_and_its_blocks_are_faults_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "show", "vit-u", "--input", "64,64"]) == 2
+    assert "expected three sizes such as 64,64,40." in capsys.readouterr().err
+    assert main(["models", "show", "medvisionllama", "--block", "someorg/some-bert"]) == 2
+    told = capsys.readouterr().err
+    assert "medvisionllama blocks fetch someorg/some-bert" in told
+    assert "--input" not in told
+    assert ".." not in told
+
+
+def test_what_is_unknown_is_a_dash_and_a_list_no_brackets(capsys: pytest.CaptureFixture[str]) -> None:
+    from medvisionllama.commands.printing import print_object
+
+    print_object({"hub_id": None, "gated": False, "width": 4096, "at_hand": ["a", "b"], "files": []}, False)
+    lines = [
+        line.split(maxsplit=1 if "hub" not in line and "at hand" not in line else 2)
+        for line in capsys.readouterr().out.splitlines()
+    ]
+    assert [line[-1] for line in lines] == ["-", "no", "4,096", "a, b", "none"]

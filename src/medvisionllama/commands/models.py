@@ -50,6 +50,8 @@ def _models_show(options: argparse.Namespace) -> int:
     try:
         i, j, k = (int(size) for size in options.input.split(","))
         cost = cost_of(config, (i, j, k))
+    except InputError:
+        raise  # it says itself what is wrong: a block of unknown shape is no fault of --input
     except ValueError as error:
         raise InputError(f"--input {options.input}", got=str(error), expected="three sizes such as 64,64,40") from error
     print_object({"name": options.name} | cost.to_dict(), options.json)
