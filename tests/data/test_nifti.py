@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from medvisionllama.data import nifti
@@ -303,8 +303,19 @@ def test_an_affine_that_places_nothing_is_refused(tmp_path: Path, reader: object
     assert "where its voxels lie" in refused(reader, path).fault
 
 
+@pytest.mark.parametrize("offset", [float("nan"), float("inf"), -float("inf"), 1e30])
+def test_an_offset_that_is_no_place_in_the_file_is_refused(tmp_path: Path, offset: float) -> None:
+    path = save(tmp_path / "image.nii", np.zeros((2, 2, 2), np.uint8))
+    content = bytearray(path.read_bytes())
+    content[108:112] = np.full(1, offset, "<f4").tobytes()  # vox_offset
+    path.write_bytes(content)
+    for reader in (read_volume, read_label_map):
+        assert "image.nii" in refused(reader, path).fault
+
+
 @settings(max_examples=300, deadline=None)
 @given(place=st.integers(0, 351), value=st.integers(0, 255), more=st.integers(0, 351))
+@example(place=0, value=0, more=111)  # an offset of NaN
 def test_a_spoilt_header_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, place: int, value: int, more: int
 ) -> None:

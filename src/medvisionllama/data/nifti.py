@@ -173,8 +173,12 @@ def _load(path: Path) -> Any:
         content = path.read_bytes()
         if content.startswith(_GZIP_MAGIC):  # by content: files are misnamed often enough
             content = gzip.decompress(content)
-        image = _image_class(path, content).from_bytes(content)
     except _READ_FAULTS as error:
+        raise _unreadable(path, error) from error
+    image_class = _image_class(path, content)
+    try:
+        image = image_class.from_bytes(content)
+    except (*_READ_FAULTS, ValueError, OverflowError) as error:  # such as an offset that is NaN or infinite
         raise _unreadable(path, error) from error
     _checked(path, image.header)
     stored = image.dataobj  # its offset: the header's own is reset on loading
