@@ -480,6 +480,16 @@ def test_a_class_that_would_become_two_others_is_refused() -> None:
         (["LUL", "LLL", "RUL", "RML", "RLL"], Mirroring((1, 2))),
         (["LUL", "LLL", "RUL", "RLL"], Mirroring(swaps=((1, 3), (2, 4)))),
         (["kidneyl", "kidneyr"], Mirroring((1, 2))),
+        (["LVC", "RVC", "MYO"], Mirroring((1, 2))),
+        (["RV", "MLV", "LVC"], Mirroring((1, 2))),
+        (["left ventricular cavity", "right ventricular cavity"], Mirroring((1, 2))),
+        (["leftauricle", "rightauricle"], Mirroring((1, 2))),
+        (["left ventricle lateral wall", "right ventricle lateral wall"], Mirroring((1, 2))),
+        (["latrium", "ratrium"], Mirroring((1, 2))),
+        (["ventricles", "third ventricle"], Mirroring()),
+        (["kidneyleft", "liver"], Mirroring((1, 2))),
+        (["kidneyright", "liver"], Mirroring((1, 2))),
+        (["lkidney", "rkidney", "liver"], Mirroring(swaps=((1, 2),))),
     ],
 )
 def test_names_tell_which_classes_change_sides(names: list[str], expected: Mirroring) -> None:

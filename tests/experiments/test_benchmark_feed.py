@@ -42,10 +42,38 @@ def test_both_make_batches_of_one_kind_and_neither_comes_to_an_end(small: None, 
         assert len({float(image.double().sum()) for image in images}) == 5
 
 
-def test_nnunets_recipe_has_each_of_its_parts_on_both_sides() -> None:
-    named = {type(t).__name__ for t in module._monai_transforms(WINDOW, load_recipe("nnunet")).transforms}
-    added = named - {type(t).__name__ for t in module._monai_transforms(WINDOW, load_recipe("native")).transforms}
-    assert added == {"RandFlipd", "RandGaussianSmoothd", "RandSimulateLowResolutiond"}
+@pytest.mark.parametrize("recipe", ["native", "nnunet"])
+def test_what_monai_does_is_as_likely_and_as_strong_as_ours(recipe: str) -> None:
+    a = load_recipe(recipe).augment
+    found = [
+        (type(t).__name__, t.prob) for t in module._monai_transforms(WINDOW, load_recipe(recipe)).transforms
+        if getattr(t, "prob", 0)
+    ]  # fmt: skip
+    ours = {
+        "RandAffined": a.rotate_probability,
+        "RandZoomd": a.scale_probability,
+        "RandGaussianNoised": a.noise_probability,
+        "RandGaussianSmoothd": a.blur_probability,
+        "RandScaleIntensityd": a.brightness_probability,
+        "RandScaleIntensityFixedMeand": a.contrast_probability,
+        "RandSimulateLowResolutiond": a.low_resolution_probability,
+    }
+    gammas = [("RandAdjustContrastd", p) for p in (a.inverted_gamma_probability, a.gamma_probability)]
+    expected = [*ours.items(), *gammas, *[("RandFlipd", 0.5)] * len(a.mirror_axes)]
+    assert sorted(found) == sorted((name, p) for name, p in expected if p)
+    adjusters = [
+        t.adjuster for t in module._monai_transforms(WINDOW, load_recipe(recipe)).transforms if hasattr(t, "adjuster")
+    ]
+    assert {(t.gamma, t.retain_stats) for t in adjusters} == {(tuple(a.gamma_range), a.gamma_keeps_moments)}
+    assert [t.invert_image for t in adjusters] == ([True, False] if a.inverted_gamma_probability else [False])
+
+
+def test_so_many_batches_are_made_and_no_more(small: None) -> None:
+    cases = module._generated_ct()[:3]
+    for case in cases:
+        case.label[4:8, 4:8, 4:8] = 1
+    dataset = module._monai_dataset(cases, WINDOW, load_recipe("native"))
+    assert len(list(module._monai(dataset, 0, 3))) == 3
 
 
 def test_its_ratios_are_those_of_its_rounds(tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,9 @@ def test_a_whole_training_is_measured(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "STEPS", 2)
     found = module.benchmark_memory(tmp_path, ["vit-u"])["training"]["vit-u"]
     assert found["validation_cases"] >= 1  # it went on to the scores
-    # Batches, weights and what the backward pass needs come on top of the libraries.
-    assert 0.05 < found["of_it_libraries_gb"] < found["peak_gb"]
+    # Torch's own start, weights, gradients and moments of 0.8 M parameters and their batches come on top.
+    assert found["of_it_libraries_gb"] > 0.05
+    assert found["peak_gb"] > found["of_it_libraries_gb"] + 0.05
 
 
 def test_without_task04_it_is_refused(tmp_path: Path) -> None:

@@ -20,11 +20,11 @@ _OTHER_SIDE = {"left": "right", "lt": "rt", "lh": "rh", "l": "r"} | {"right": "l
 _PART = re.compile(r"[^\W\d_]{2}")
 # Inside a word, as in ``leftlung`` and ``kidneyleft``. ``bright`` and ``cleft`` have no counterpart, and no side.
 _WITHIN = re.compile(r"left|right")
-_FIRST = re.compile(r"(?<![^\W_])(left|right)")
+_AT_AN_END = re.compile(r"(?<![^\W_])(left|right)|((?<!c)left|(?<![bp])right)(?![^\W_])")
 # The heart's chambers are called by sides, but a mirror makes no left ventricle of a right one; the brain's lateral
 # ventricles it does.
-_CHAMBER = re.compile(r"ventricle|atrium|atrial")
-_OF_THE_BRAIN = re.compile(r"lateral|brain|horn")
+_CHAMBER = re.compile(r"ventric|atri(um|al)|auric|(?<![^\W_])[lr]v")
+_OF_THE_BRAIN = re.compile(r"lateral[\W_]*ventric|brain|horn")
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,14 @@ def _agrees(mirroring: Mirroring, regions: Mapping[str, Collection[int]]) -> boo
 def _in_a_mirror(words: str, known: Collection[str]) -> str | None:
     """The name's counterpart; itself where it names no side; None where there is no counterpart among the known."""
     image = _SIDE.sub(_other, words)
-    if image == words and (_WITHIN.sub(_other, words) in known or _FIRST.search(words)):
+    if image == words and (_WITHIN.sub(_other, words) in known or _AT_AN_END.search(words)):
         image = _WITHIN.sub(_other, words)
+    of_the_heart = _CHAMBER.search(words) and not _OF_THE_BRAIN.search(words)
     if image != words:
-        of_the_heart = _CHAMBER.search(words) and not _OF_THE_BRAIN.search(words)
         return image if image in known and not of_the_heart else None
     first, part = words[:1], words[1:]
+    if of_the_heart and first in ("l", "r"):
+        return None
     begins_with_a_side = first in ("l", "r") and _PART.match(part)
     alike = [name for name in known if _differs_in_a_side_letter(name, words)]
     if alike:

@@ -41,7 +41,7 @@ TASK = "Task04_Hippocampus"
 WORKERS = (0, 1, 2, 4)
 ROUNDS = 3
 BATCH = 4
-ENDLESS = 10**9
+ENDLESS = 10**8  # batches
 # A chest CT at 1.5 mm, and how many of it: few enough for a small machine's memory.
 CT_SHAPE: Shape = (220, 220, 180)
 CT_CASES = 4
@@ -95,14 +95,14 @@ def _generated_ct() -> list[PreparedCase]:
 
 def _compared(cases: list[PreparedCase], window: Shape, recipe: Recipe, kind: str) -> dict[str, Any]:
     """Median batches per second of ours and of MONAI's at each number of workers, and the ratio to its best."""
-    makers: dict[str, Callable[[], Iterator[object]]] = {"ours": lambda: _ours(cases, window, recipe)}
+    makers: dict[str, Callable[[int], Iterator[object]]] = {"ours": lambda _: _ours(cases, window, recipe)}
     cached = _monai_dataset(cases, window, recipe)
     for workers in WORKERS:
         makers[f"monai_{workers}_workers"] = partial(_monai, cached, workers)
     rates: dict[str, list[float]] = {name: [] for name in makers}
     for _ in range(ROUNDS):
         for name, make in makers.items():
-            feed = make()  # one at a time: workers that fill their queues would take the others' cores
+            feed = make(ENDLESS)  # one at a time: workers that fill their queues would take the others' cores
             workers = int(name.split("_")[1]) if name != "ours" else 0
             rates[name].append(_rate(feed, SECONDS_OF_MEASURING[kind] / ROUNDS, ready=2 * workers))
             del feed
@@ -122,15 +122,17 @@ def _compared(cases: list[PreparedCase], window: Shape, recipe: Recipe, kind: st
     }
 
 
-def _processor_ms(make: Callable[[], Iterator[object]], batches: int) -> float:
-    """What a batch costs all processors together, workers among them: other programs' load does not change it much."""
-    feed = make()
-    next(feed)
+def _processor_ms(make: Callable[[int], Iterator[object]], batches: int) -> float:
+    """What a batch costs all processors together, workers among them: other programs' load does not change it much.
+
+    So many are made and no more, from the first on: workers' time counts once they have ended, with all they made.
+    """
     begun = _processor_seconds()
+    feed = make(batches)
     for _ in range(batches):
         next(feed)
     del feed
-    gc.collect()  # ends the workers, whose time counts once they have ended
+    gc.collect()  # ends the workers
     return 1000 * (_processor_seconds() - begun) / batches
 
 
@@ -177,14 +179,14 @@ def _monai_dataset(cases: list[PreparedCase], window: Shape, recipe: Recipe) -> 
     return CacheDataset(items, _monai_transforms(window, recipe), progress=False)
 
 
-def _monai(dataset: Any, workers: int) -> Iterator[object]:
-    """Its batches, from its own loader."""
+def _monai(dataset: Any, workers: int, batches: int = ENDLESS) -> Iterator[object]:
+    """So many of its batches, from its own loader."""
     from monai.data import DataLoader  # type: ignore[attr-defined]
 
-    # One pass without an end: at the end of a pass over few cases workers would stand still, and with four never run
-    # side by side.
-    endless = RandomSampler(dataset, replacement=True, num_samples=ENDLESS)
-    yield from DataLoader(dataset, num_workers=workers, batch_size=BATCH, sampler=endless)
+    # One long pass: at the end of a pass over few cases workers would stand still, and over four never run side by
+    # side.
+    draws = RandomSampler(dataset, replacement=True, num_samples=batches * BATCH)
+    yield from DataLoader(dataset, num_workers=workers, batch_size=BATCH, sampler=draws)
 
 
 def _monai_transforms(window: Shape, recipe: Recipe) -> Any:
