@@ -29,7 +29,8 @@ from medvisionllama.explain import (
     watching,
 )
 from medvisionllama.geometry import ras_grid
-from medvisionllama.language.block import BlockConfig, load_block
+from medvisionllama.language.block import BlockConfig
+from medvisionllama.language.building import load_block
 from medvisionllama.machine import Machine
 from medvisionllama.models.attention import SelfAttention
 from medvisionllama.models.medvisionllama import MedVisionLlama, build

@@ -13,7 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from medvisionllama.experiments.benchmark_block import bare_products, benchmark_block, plain_products
-from medvisionllama.language.block import BlockConfig, load_block
+from medvisionllama.language.block import BlockConfig
+from medvisionllama.language.building import load_block
 
 
 @pytest.mark.parametrize("source", ["minilm-l6", "smollm2-135m"])

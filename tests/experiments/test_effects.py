@@ -135,6 +135,7 @@ def test_with_estimated_degrees_of_freedom_too_many_families_would() -> None:
     t = np.abs(tables.mean((-1, -2))) / np.sqrt(variance)
     # Holm's first step decides whether a family holds a detection at all.
     rates = [np.mean((2 * student.sf(t, degrees)).min(1) < 0.05 / 10) for degrees in (satterthwaite, 4)]
+    assert rates == pytest.approx([0.09, 0.01], abs=4 * math.sqrt(0.09 * 0.91 / n))  # as the page says
     assert rates[0] > 0.05 + 5 * math.sqrt(0.05 * 0.95 / n)
     assert rates[1] <= 0.05
     assert crossed_mean(tables[0, 0]).p == pytest.approx(2 * student.sf(t[0, 0], 4))

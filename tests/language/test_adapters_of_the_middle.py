@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from medvisionllama.errors import InputError
-from medvisionllama.language.block import BlockConfig, meta_block
+from medvisionllama.language.block import BlockConfig
+from medvisionllama.language.building import meta_block
 from medvisionllama.models.middle import MiddleConfig
 from medvisionllama.models.zoo import MODELS
 

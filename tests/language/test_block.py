@@ -22,14 +22,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
 from medvisionllama.errors import InputError
-from medvisionllama.language.block import (
-    BlockConfig,
-    BlockIdentity,
-    LanguageBlock,
-    load_block,
-    meta_block,
-    verify,
-)
+from medvisionllama.language.block import BlockConfig, BlockIdentity, LanguageBlock, verify
+from medvisionllama.language.building import load_block, meta_block
 from medvisionllama.language.catalog import CATALOG
 from medvisionllama.language.families import FAMILIES
 from medvisionllama.language.norms import NormWatch

@@ -19,7 +19,8 @@ from tiny_models import FAMILY_NAMES, N_LAYERS, full_model
 
 from medvisionllama.errors import InputError
 from medvisionllama.language import store as store_module
-from medvisionllama.language.block import BlockConfig, load_block
+from medvisionllama.language.block import BlockConfig
+from medvisionllama.language.building import load_block
 from medvisionllama.language.families import FAMILIES
 from medvisionllama.language.fetch import FetchResult, fetch_block
 from medvisionllama.language.hub import Hub

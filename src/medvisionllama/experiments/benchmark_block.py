@@ -29,7 +29,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from medvisionllama.language.block import BlockConfig, LanguageBlock, load_block, meta_block
+from medvisionllama.language.block import BlockConfig, LanguageBlock
+from medvisionllama.language.building import load_block, meta_block
 from medvisionllama.language.catalog import CATALOG
 
 TOKENS = (64, 216, 512, 4096)

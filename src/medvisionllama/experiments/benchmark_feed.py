@@ -33,11 +33,11 @@ from medvisionllama.data.decathlon import read_task
 from medvisionllama.data.planning import make_plan
 from medvisionllama.data.prepare import foreground_places
 from medvisionllama.errors import InputError
+from medvisionllama.experiments.task04 import TASK, task04_in
 from medvisionllama.geometry import Shape
 from medvisionllama.recipe import Recipe
 from medvisionllama.train import case_generator
 
-TASK = "Task04_Hippocampus"
 WORKERS = (0, 1, 2, 4)
 ROUNDS = 3
 BATCH = 4
@@ -57,14 +57,9 @@ def benchmark_feed(data: Path | None) -> dict[str, Any]:
     Raises:
         InputError: No data folder is named, Task04 is not in it, or MONAI is not installed.
     """
-    if data is None or not (data / TASK).is_dir():
-        raise InputError(
-            "the benchmark feed needs Task04",
-            got=str(data or "no --data"),
-            mend=f"Name the folder of {TASK} by --data.",
-        )
+    folder_of_task = task04_in(data, "feed")
     recipes = {name: load_recipe(name) for name in ("native", "nnunet")}
-    task = read_task(data / TASK)
+    task = read_task(folder_of_task)
     plan = make_plan(task, task.cases)
     with TemporaryDirectory() as folder:
         cases = prepare(task.cases, plan, Path(folder))

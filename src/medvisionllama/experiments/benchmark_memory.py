@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from medvisionllama.errors import InputError
 from medvisionllama.experiments.own_process import apart, peak_gb
+from medvisionllama.experiments.task04 import TASK, task04_in
 
-TASK = "Task04_Hippocampus"
 NETWORKS = ("vit-baseline", "medvisionllama", "vit-u", "medvisionllama-u")
 # Memory has long stopped growing by then: every kind of step and every part of the run has been there.
 STEPS = 30
@@ -28,13 +27,8 @@ def benchmark_memory(data: Path | None, only: Sequence[str] = ()) -> dict[str, A
     Raises:
         InputError: No data folder is named, or Task04 is not in it.
     """
-    if data is None or not (data / TASK).is_dir():
-        raise InputError(
-            "the benchmark memory needs Task04",
-            got=str(data or "no --data"),
-            mend=f"Name the folder of {TASK} by --data.",
-        )
-    found = {name: apart(_trained, (data / TASK, name, STEPS)) for name in only or NETWORKS}
+    task = task04_in(data, "memory")
+    found = {name: apart(_trained, (task, name, STEPS)) for name in only or NETWORKS}
     return {"task": TASK, "steps": STEPS, "recipe": "native", "training": found}
 
 

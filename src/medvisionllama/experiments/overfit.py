@@ -20,14 +20,13 @@ from medvisionllama.data.dataset import BatchSource, PreparedCase, prepare
 from medvisionllama.data.decathlon import read_task
 from medvisionllama.data.plan import Plan
 from medvisionllama.data.planning import make_plan
-from medvisionllama.errors import InputError
+from medvisionllama.experiments.task04 import task04_in
 from medvisionllama.models.medvisionllama import ModelConfig, build
 from medvisionllama.models.zoo import MODELS, named
 from medvisionllama.predict import look_at_volumes
 from medvisionllama.recipe import Recipe
 from medvisionllama.train import make_optimizer, train_step
 
-TASK = "Task04_Hippocampus"
 ENOUGH_DICE = 0.9
 CASES = 4
 STEPS = 600
@@ -71,11 +70,10 @@ def benchmark_overfit(data: Path | None, only: Sequence[str] = (), *, steps: int
     Raises:
         InputError: There is no data, or no network of a name.
     """
-    if data is None:
-        raise InputError("overfitting needs real cases", mend=f"Name the folder that holds {TASK} with --data.")
+    task = task04_in(data, "overfit")
     configs = {name: named(name) for name in only or MODELS}
     with TemporaryDirectory() as folder:
-        plan, cases = first_cases(data / TASK, Path(folder))
+        plan, cases = first_cases(task, Path(folder))
         results = [overfit(name, config, plan, cases, steps=steps) for name, config in configs.items()]
     return {
         "cases": [case.name for case in cases],

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from medvisionllama.language.block import BlockConfig, meta_block
+from medvisionllama.language.block import BlockConfig
+from medvisionllama.language.building import meta_block
 from medvisionllama.language.catalog import CATALOG, CatalogEntry
 from medvisionllama.language.source import find_source
 from medvisionllama.language.store import ModelStore, default_store

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from medvisionllama.language.block import BlockConfig, LanguageBlock, load_block, meta_block
+from medvisionllama.language.block import BlockConfig, LanguageBlock
+from medvisionllama.language.building import load_block, meta_block
 from medvisionllama.models.attention import AttentionKind, Shape
 from medvisionllama.models.decoder import LinearDecoder, UpConvDecoder, UShapeDecoder
 from medvisionllama.models.fusion import MultiScaleFusion
