@@ -22,6 +22,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
 from medvisionllama.errors import InputError
+from medvisionllama.language import attention
 from medvisionllama.language.block import BlockConfig, BlockIdentity, LanguageBlock, verify
 from medvisionllama.language.building import load_block, meta_block
 from medvisionllama.language.catalog import CATALOG
@@ -178,34 +179,36 @@ def test_soft_capping_is_kept(checkpoint_of: CheckpointOf) -> None:
         assert (block(x) - capped).abs().max() > 1e-3
 
 
+def go(monkeypatch: pytest.MonkeyPatch, *, fused: bool) -> None:
+    """From here on even 11 tokens go the ways of thousands, or those of few."""
+    monkeypatch.setattr(attention, "products_are_faster", lambda query: not fused)
+    monkeypatch.setattr(attention, "_CAPPED_WHOLE_AT_MOST", 0 if fused else 1024)
+    monkeypatch.setattr(attention, "_CAPPED_QUERIES_AT_ONCE", 4)  # of 11: an uneven end
+
+
 @every_family
 def test_all_ways_of_attention_agree(
     family_name: str, checkpoint_of: CheckpointOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from medvisionllama.language import attention
-
     block = block_of(checkpoint_of(family_name))
     x = tokens(block.width)
-    with torch.no_grad():
-        by_products = block(x), block.forward_as_language_model(x)
-        monkeypatch.setattr(attention, "_MATMUL_TOKENS_AT_MOST", 0)
-        monkeypatch.setattr(attention, "_CAPPED_QUERIES_AT_ONCE", 4)  # of 11: an uneven end
-        fused = block(x), block.forward_as_language_model(x)
-    for one, other in zip(by_products, fused, strict=True):
+    results = []
+    for fused in (False, True):
+        go(monkeypatch, fused=fused)
+        with torch.no_grad():
+            results.append((block(x), block.forward_as_language_model(x)))
+    for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
 def test_all_ways_of_attention_have_the_same_gradient(
     checkpoint_of: CheckpointOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from medvisionllama.language import attention
-
     for family_name in ("llama", "gemma2"):
         block = block_of(checkpoint_of(family_name))
         gradients = []
-        for at_most in (1024, 0):
-            monkeypatch.setattr(attention, "_MATMUL_TOKENS_AT_MOST", at_most)
-            monkeypatch.setattr(attention, "_CAPPED_QUERIES_AT_ONCE", 4)
+        for fused in (False, True):
+            go(monkeypatch, fused=fused)
             x = tokens(block.width).requires_grad_()
             block(x).square().sum().backward()
             gradients.append(x.grad)

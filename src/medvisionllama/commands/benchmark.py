@@ -18,7 +18,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="folder with the data sets, for benchmarks on real masks")
     parser.add_argument("--only", nargs="+", default=[], metavar="MODEL", help="networks, for benchmarks of those")
     parser.add_argument("--device", default="cpu", help="for the block: cpu, cuda, cuda:1 ... (default: %(default)s)")
-    parser.add_argument("--threads", type=positive, help="for the block: CPU threads (default: all cores)")
+    parser.add_argument("--threads", type=positive, help="for block and attention: CPU threads (default: all cores)")
     parser.set_defaults(run=_benchmark)
 
 

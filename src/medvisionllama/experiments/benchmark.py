@@ -26,7 +26,7 @@ class Asked:
     device: str = "cpu"
     """Where the block is measured: `cpu` or a CUDA device."""
     threads: int | None = None
-    """Threads of torch for the block; None leaves its own choice."""
+    """Threads of torch for the block and for attention; None leaves its own choice."""
 
     def typed(self) -> list[str]:
         """As options of the command line, with the user's own folder unnamed."""
@@ -46,6 +46,12 @@ def _block(asked: Asked) -> dict[str, Any]:
     from medvisionllama.experiments.benchmark_block import benchmark_block
 
     return benchmark_block(device=asked.device, threads=asked.threads)
+
+
+def _attention(asked: Asked) -> dict[str, Any]:
+    from medvisionllama.experiments.benchmark_attention import benchmark_attention
+
+    return benchmark_attention()
 
 
 def _metrics(asked: Asked) -> dict[str, Any]:
@@ -81,6 +87,7 @@ def _memory(asked: Asked) -> dict[str, Any]:
 BENCHMARKS: dict[str, tuple[str, Callable[[Asked], dict[str, Any]]]] = {
     "startup": ("seconds until `--help` and `import medvisionllama` are done", _startup),
     "block": ("a Llama-3.1-8B-shaped layer against its bare matrix products, and its memory", _block),
+    "attention": ("torch's fused attention against plain products, by tokens", _attention),
     "feed": ("batches per second without a network, against MONAI's cached pipeline", _feed),
     "overfit": ("every named network learns four real cases by heart: proof that it can learn", _overfit),
     "memory": ("peak resident memory of whole trainings on Task04", _memory),
@@ -105,17 +112,19 @@ def run_benchmark(
         data: As in :class:`Asked`, and so the others.
         only: Names of networks.
         device: Where the block is measured.
-        threads: Threads for the block.
+        threads: Threads for the block and for attention.
 
     Raises:
-        InputError: There is none of that name, it takes no device or threads, there is no such device, or the file
+        InputError: There is none of that name, it takes no device or no threads, there is no such device, or the file
             cannot be written.
     """
     if name not in BENCHMARKS:
         raise InputError(f"no benchmark is called {name!r}", expected=", ".join(BENCHMARKS))
     asked = Asked(data, only, device, threads)
-    if name != "block" and (device != "cpu" or threads is not None):
-        raise InputError(f"the benchmark {name} takes neither device nor threads", mend="Leave out both.")
+    if name != "block" and device != "cpu":
+        raise InputError(f"the benchmark {name} takes no device", mend="Leave out --device.")
+    if name not in ("block", "attention") and threads is not None:
+        raise InputError(f"the benchmark {name} takes no threads", mend="Leave out --threads.")
     where = _device(device)
     if threads is not None:
         torch.set_num_threads(threads)

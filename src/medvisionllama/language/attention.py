@@ -16,12 +16,11 @@ from torch.utils.checkpoint import checkpoint
 
 from medvisionllama.language.attention_gradient import attend
 from medvisionllama.language.families import ATTENTION_NAME
+from medvisionllama.language.fused_or_plain import products_are_faster
 
-# On a CPU plain matrix products beat the fused kernel while the score matrix is small; above this many
-# tokens the fused kernel wins, and spares the memory of the scores.
-_MATMUL_TOKENS_AT_MOST = 1024
-# Soft-capped scores have no fused kernel: for many tokens they are made for this many queries at a time, and
+# Soft-capped scores have no fused kernel: of more tokens than this they are made for so many queries at a time, and
 # again in the backward pass, so that memory grows with the tokens and not with their square.
+_CAPPED_WHOLE_AT_MOST = 1024
 _CAPPED_QUERIES_AT_ONCE = 256
 
 
@@ -52,10 +51,12 @@ def bidirectional_attention(
     Returns:
         The attended values (B, N, H, D), and None for the weights, which are not kept.
     """
-    n_tokens = query.shape[2]
-    if _wants_own_gradient(query, key, value) and attention_mask is None and softcap is None:
+    if softcap is not None:
+        capped = _by_products if query.shape[2] <= _CAPPED_WHOLE_AT_MOST else _by_chunks
+        return capped(query, key, value, attention_mask, scaling, softcap).transpose(1, 2), None
+    if attention_mask is None and _wants_own_gradient(query, key, value):
         return attend(query, key, value, scaling).transpose(1, 2), None
-    if softcap is None and (query.is_cuda or n_tokens > _MATMUL_TOKENS_AT_MOST):
+    if not products_are_faster(query):
         repeats = query.shape[1] // key.shape[1]
         # The CPU's kernel shares key heads by itself, which spares copies; on a GPU only some kernels do, and the one
         # that stands in for the others would hold all scores.
@@ -66,8 +67,6 @@ def bidirectional_attention(
             query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=shares and repeats > 1
         )
         return attended.transpose(1, 2), None
-    if n_tokens > _MATMUL_TOKENS_AT_MOST:
-        return _by_chunks(query, key, value, attention_mask, scaling, softcap).transpose(1, 2), None
     return _by_products(query, key, value, attention_mask, scaling, softcap).transpose(1, 2), None
 
 
@@ -86,9 +85,9 @@ def _wants_own_gradient(query: Tensor, key: Tensor, value: Tensor) -> bool:
         query.device.type == "cpu"
         and all(one.dtype == torch.bfloat16 and one.stride(-1) == 1 for one in three)
         and all(one.shape[2:] == query.shape[2:] for one in three)
-        and query.shape[2] > _MATMUL_TOKENS_AT_MOST
         and torch.is_grad_enabled()
-        and (query.requires_grad or key.requires_grad or value.requires_grad)
+        and any(one.requires_grad for one in three)
+        and not products_are_faster(query)
         and not is_exported()
     )
 

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from medvisionllama.language.fused_or_plain import products_are_faster
+
 Shape = tuple[int, int, int]
 AttentionKind = Literal[
     "self", "efficient", "channel", "spatial", "hybrid-sequential", "hybrid-parallel", "hybrid-interleaved"
 ]
-
-# Below this many tokens one plain product per head beats the fused kernel on a CPU, and its N x N weights are small.
-FEW_TOKENS = 1024
 
 
 class SelfAttention(nn.Module):
@@ -64,10 +63,14 @@ class SelfAttention(nn.Module):
 
 def attend(q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
     """Softmax attention without a mask; the fused kernel where the plain one would be slower or need more memory."""
-    if q_BHND.shape[-2] > FEW_TOKENS or q_BHND.is_cuda:
+    if not products_are_faster(q_BHND):
         return scaled_dot_product_attention(q_BHND, k_BHND, v_BHND)
-    scores = (q_BHND * q_BHND.shape[-1] ** -0.5) @ k_BHND.transpose(-2, -1)
-    return torch.softmax(scores, dim=-1) @ v_BHND
+    return attend_by_products(q_BHND, k_BHND, v_BHND)
+
+
+def attend_by_products(q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
+    """The same as two matrix products, with all scores between them."""
+    return attention_map(q_BHND, k_BHND, q_BHND.shape[-1] ** -0.5) @ v_BHND
 
 
 def attention_map(q_BHQD: Tensor, k_BHND: Tensor, scale: float, softcap: float | None = None) -> Tensor:
