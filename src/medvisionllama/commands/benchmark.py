@@ -23,7 +23,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _benchmark(options: argparse.Namespace) -> int:
-    from medvisionllama.experiments.benchmark import run_benchmark
+    from medvisionllama.experiments.benchmarks.by_name import run_benchmark
     from medvisionllama.run_folder import to_json
 
     result = run_benchmark(

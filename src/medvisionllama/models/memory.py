@@ -28,7 +28,8 @@ def training_memory_gb(config: NetworkConfig, window: Shape, batch_size: int, *,
 
     ``weights + 3 x 4 bytes x trained weights + batch x (kept for going backward + maps of the loss and the image)``.
     What is kept is counted (:class:`~medvisionllama.models.costs.Cost`); convolutions' work space and the allocator's
-    gaps are not in it, so leave a fifth of a GPU free.
+    gaps are not in it, so leave a fifth of a GPU free. Nor are the scores that attention in bfloat16 keeps on a CPU of
+    up to 768 tokens, two bytes for each pair of them, head and layer: at most some ten MB for each volume of the batch.
 
     Args:
         config: The network.

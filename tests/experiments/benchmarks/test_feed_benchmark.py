@@ -12,7 +12,7 @@ import torch
 from medvisionllama.config import load_recipe
 from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
 from medvisionllama.errors import InputError
-from medvisionllama.experiments import benchmark_feed as module
+from medvisionllama.experiments.benchmarks import feed as module
 
 pytest.importorskip("monai")
 WINDOW = (16, 16, 8)

@@ -37,49 +37,49 @@ class Asked:
 
 
 def _startup(asked: Asked) -> dict[str, Any]:
-    from medvisionllama.experiments.benchmark_startup import benchmark_startup
+    from medvisionllama.experiments.benchmarks.startup import benchmark_startup
 
     return benchmark_startup()
 
 
 def _block(asked: Asked) -> dict[str, Any]:
-    from medvisionllama.experiments.benchmark_block import benchmark_block
+    from medvisionllama.experiments.benchmarks.block import benchmark_block
 
     return benchmark_block(device=asked.device, threads=asked.threads)
 
 
 def _attention(asked: Asked) -> dict[str, Any]:
-    from medvisionllama.experiments.benchmark_attention import benchmark_attention
+    from medvisionllama.experiments.benchmarks.attention import benchmark_attention
 
     return benchmark_attention()
 
 
 def _metrics(asked: Asked) -> dict[str, Any]:
-    from medvisionllama.experiments.benchmark_metrics import benchmark_metrics
+    from medvisionllama.experiments.benchmarks.metrics import benchmark_metrics
 
     return benchmark_metrics(asked.data)
 
 
 def _feed(asked: Asked) -> dict[str, Any]:
-    from medvisionllama.experiments.benchmark_feed import benchmark_feed
+    from medvisionllama.experiments.benchmarks.feed import benchmark_feed
 
     return benchmark_feed(asked.data)
 
 
 def _overfit(asked: Asked) -> dict[str, Any]:
-    from medvisionllama.experiments.overfit import benchmark_overfit
+    from medvisionllama.experiments.benchmarks.overfit import benchmark_overfit
 
     return benchmark_overfit(asked.data, asked.only)
 
 
 def _predict(asked: Asked) -> dict[str, Any]:
-    from medvisionllama.experiments.benchmark_predict import benchmark_predict
+    from medvisionllama.experiments.benchmarks.predict import benchmark_predict
 
     return benchmark_predict(asked.only)
 
 
 def _memory(asked: Asked) -> dict[str, Any]:
-    from medvisionllama.experiments.benchmark_memory import benchmark_memory
+    from medvisionllama.experiments.benchmarks.memory import benchmark_memory
 
     return benchmark_memory(asked.data, asked.only)
 

@@ -33,7 +33,7 @@ from medvisionllama.data.decathlon import read_task
 from medvisionllama.data.planning import make_plan
 from medvisionllama.data.prepare import foreground_places
 from medvisionllama.errors import InputError
-from medvisionllama.experiments.task04 import TASK, task04_in
+from medvisionllama.experiments.benchmarks.task04 import TASK, task04_in
 from medvisionllama.geometry import Shape
 from medvisionllama.recipe import Recipe
 from medvisionllama.train import case_generator

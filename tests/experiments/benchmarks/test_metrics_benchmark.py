@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from medvisionllama.evaluate import Target, score_volume
-from medvisionllama.experiments import benchmark_metrics as benchmark
+from medvisionllama.experiments.benchmarks import metrics as benchmark
 from medvisionllama.geometry import Volume
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from medvisionllama.experiments.own_process import apart, peak_gb
-from medvisionllama.experiments.task04 import TASK, task04_in
+from medvisionllama.experiments.benchmarks.own_process import apart, peak_gb
+from medvisionllama.experiments.benchmarks.task04 import TASK, task04_in
 
 NETWORKS = ("vit-baseline", "medvisionllama", "vit-u", "medvisionllama-u")
 # Memory has long stopped growing by then: every kind of step and every part of the run has been there.

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from medvisionllama.data.nifti import read_label_map
-from medvisionllama.experiments import benchmark_predict as benchmark
+from medvisionllama.experiments.benchmarks import predict as benchmark
 
 
 def test_the_stub_tells_classes_by_their_grey_values() -> None:

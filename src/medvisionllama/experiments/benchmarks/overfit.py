@@ -20,7 +20,7 @@ from medvisionllama.data.dataset import BatchSource, PreparedCase, prepare
 from medvisionllama.data.decathlon import read_task
 from medvisionllama.data.plan import Plan
 from medvisionllama.data.planning import make_plan
-from medvisionllama.experiments.task04 import task04_in
+from medvisionllama.experiments.benchmarks.task04 import task04_in
 from medvisionllama.models.medvisionllama import ModelConfig, build
 from medvisionllama.models.zoo import MODELS, named
 from medvisionllama.predict import look_at_volumes

@@ -8,7 +8,13 @@ import torch
 
 from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
 from medvisionllama.errors import InputError
-from medvisionllama.experiments.overfit import ENOUGH_DICE, _affordable, benchmark_overfit, first_cases, overfit
+from medvisionllama.experiments.benchmarks.overfit import (
+    ENOUGH_DICE,
+    _affordable,
+    benchmark_overfit,
+    first_cases,
+    overfit,
+)
 from medvisionllama.models.zoo import MODELS, named
 
 

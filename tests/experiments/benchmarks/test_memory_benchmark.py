@@ -6,7 +6,7 @@ import pytest
 
 from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
 from medvisionllama.errors import InputError
-from medvisionllama.experiments import benchmark_memory as module
+from medvisionllama.experiments.benchmarks import memory as module
 
 
 def test_a_whole_training_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from medvisionllama.experiments import benchmark_attention as module
-from medvisionllama.experiments.benchmark_attention import benchmark_attention
+from medvisionllama.experiments.benchmarks import attention as module
+from medvisionllama.experiments.benchmarks.attention import benchmark_attention
 
 
 def test_both_ways_are_timed_wherever_either_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

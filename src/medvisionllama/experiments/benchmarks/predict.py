@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from medvisionllama.data.nifti import read_label_map, read_volume, write_label_map, write_volume
 from medvisionllama.data.plan import IntensityRule, Plan
 from medvisionllama.errors import InputError
-from medvisionllama.experiments.own_process import apart, peak_gb
+from medvisionllama.experiments.benchmarks.own_process import apart, peak_gb
 from medvisionllama.geometry import Shape, Volume
 from medvisionllama.predict import Member, Room, Segmenter
 

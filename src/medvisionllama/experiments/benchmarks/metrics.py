@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from medvisionllama.data.nifti import read_label_map
 from medvisionllama.evaluate import Target, labels_in, score_volume
-from medvisionllama.experiments.own_process import apart, peak_gb
+from medvisionllama.experiments.benchmarks.own_process import apart, peak_gb
 from medvisionllama.geometry import Shape, Volume, resize
 from medvisionllama.metrics.boxes import box_of
 
