@@ -490,6 +490,9 @@ def test_a_class_that_would_become_two_others_is_refused() -> None:
         (["kidneyleft", "liver"], Mirroring((1, 2))),
         (["kidneyright", "liver"], Mirroring((1, 2))),
         (["lkidney", "rkidney", "liver"], Mirroring(swaps=((1, 2),))),
+        (["hipright", "liver"], Mirroring((1, 2))),
+        (["pelvicleft", "liver"], Mirroring((1, 2))),
+        (["upright", "palate_cleft", "bright"], Mirroring()),
     ],
 )
 def test_names_tell_which_classes_change_sides(names: list[str], expected: Mirroring) -> None:

@@ -19,8 +19,8 @@ def heads(n_tokens: int, dtype: torch.dtype) -> list[Tensor]:
     ("dtype", "n_tokens", "products"),
     [
         (torch.bfloat16, 1, True),
-        (torch.bfloat16, 768, True),
-        (torch.bfloat16, 769, False),
+        (torch.bfloat16, 1024, True),
+        (torch.bfloat16, 1025, False),
         (torch.float32, 8, False),
         (torch.float64, 8, False),
     ],
@@ -34,7 +34,7 @@ def test_only_few_tokens_in_bfloat16_take_products(dtype: torch.dtype, n_tokens:
 
 @pytest.mark.parametrize(
     ("dtype", "n_tokens", "bound"),
-    [(torch.float32, 300, 1e-5), (torch.bfloat16, 768, 0.03), (torch.bfloat16, 769, 0.03)],
+    [(torch.float32, 300, 1e-5), (torch.bfloat16, 1024, 0.03), (torch.bfloat16, 1025, 0.03)],
 )
 def test_either_way_is_softmax_attention_with_its_gradient(dtype: torch.dtype, n_tokens: int, bound: float) -> None:
     """Against the formula in float64, which neither way computes in."""

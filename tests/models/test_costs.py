@@ -10,8 +10,8 @@ from medvisionllama.errors import InputError
 from medvisionllama.language.catalog import CATALOG
 from medvisionllama.language.store import ModelStore
 from medvisionllama.models import costs
-from medvisionllama.models.costs import cost_of, forward_cost_of
-from medvisionllama.models.medvisionllama import build
+from medvisionllama.models.costs import cost_of, forward_cost_of, kept_bytes_of
+from medvisionllama.models.medvisionllama import ModelConfig, build
 from medvisionllama.models.zoo import named, with_block
 from medvisionllama.run_folder import write_json
 
@@ -33,10 +33,8 @@ def test_a_count_by_hand() -> None:
     assert cost.tokens == N
 
 
-@pytest.mark.parametrize("name", ["medvisionllama", "medvisionllama-v1", "medvisionllama-u"])
-@pytest.mark.parametrize("size", [(16, 24, 16), (64, 96, 88)], ids=["few tokens", "more than fit plain attention"])
-def test_kept_bytes_are_what_a_step_on_a_cpu_keeps(name: str, size: tuple[int, int, int]) -> None:
-    config = replace(named(name), input_size=size, depth=1)
+def really_kept(config: ModelConfig, volumes: int, *, half_precision: bool) -> int:
+    """Bytes that a real forward pass saves for going backward, parameters aside."""
     model = build(config).train()
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, torch.Tensor] = {}
@@ -45,11 +43,32 @@ def test_kept_bytes_are_what_a_step_on_a_cpu_keeps(name: str, size: tuple[int, i
         kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        logits = model(torch.zeros(1, 1, *size))
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=half_precision),
+    ):
+        logits = model(torch.zeros(volumes, 1, *config.input_size))
     assert logits.requires_grad
-    bytes_kept = sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in parameters)
-    assert cost_of(config).kept_bytes == bytes_kept
+    return sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in parameters)
+
+
+@pytest.mark.parametrize("name", ["medvisionllama", "medvisionllama-v1", "medvisionllama-u"])
+@pytest.mark.parametrize("size", [(16, 24, 16), (64, 96, 88)], ids=["12 tokens", "1,056 tokens"])
+def test_kept_bytes_are_what_a_step_on_a_cpu_keeps(name: str, size: tuple[int, int, int]) -> None:
+    config = replace(named(name), input_size=size, depth=1)
+    truth = really_kept(config, 1, half_precision=False)
+    assert cost_of(config).kept_bytes == kept_bytes_of(config) == truth
+    halved = really_kept(config, 2, half_precision=True) - really_kept(config, 1, half_precision=True)
+    assert kept_bytes_of(config, half_precision=True) == halved
+    assert 0.4 * truth < halved < truth
+
+
+def test_scores_are_kept_in_bfloat16_where_attention_is_two_products() -> None:
+    """ViT-Baseline at 64^3: 512 tokens, whose scores the fused kernel of float32 never holds."""
+    config, layers, heads, scores = named("vit-baseline"), 16, 4, 512**2
+    plain, halved = (kept_bytes_of(config, (64, 64, 64), half_precision=half) for half in (False, True))
+    assert halved - plain / 2 > layers * heads * scores * 2
+    assert halved > plain
 
 
 @pytest.mark.parametrize("name", ["vit-baseline", "medvisionllama", "medvisionllama-u"])

@@ -19,9 +19,12 @@ _OTHER_SIDE = {"left": "right", "lt": "rt", "lh": "rh", "l": "r"} | {"right": "l
 # and R1 a vertebra and a rib.
 _PART = re.compile(r"[^\W\d_]{2}")
 # Within a word a side is what has a counterpart: ``xleft1`` and ``xright1``. At a word's beginning or end, as in
-# ``leftlung`` and ``kidneyleft``, it is one without, but for ``cleft``, ``bright`` and ``upright``.
+# ``leftlung`` and ``kidneyleft``, it is one without, but for the words ``cleft``, ``bright`` and ``upright``.
 _WITHIN = re.compile(r"left|right")
-_AT_AN_END = re.compile(r"(?<![^\W_])(left|right)|((?<!c)left|(?<![bp])right)(?![^\W_])")
+_AT_AN_END = re.compile(
+    r"(?<![^\W_])(left|right)"
+    r"|(left|right)(?![^\W_])(?<!(?<![^\W_])cleft)(?<!(?<![^\W_])bright)(?<!(?<![^\W_])upright)"
+)
 # The heart's chambers are called by sides, but a mirror makes no left ventricle of a right one (LV, and LVC for its
 # cavity); the brain's lateral ventricles it does.
 _CHAMBER = re.compile(r"ventric|atri(um|al)|auric|(?<![^\W_])[lr]v")

@@ -57,8 +57,8 @@ block; comparisons not measured yet count in it. All other contrasts are a famil
 metric of each part is corrected by itself; the answer is read from Dice on the validation part alone. One seed allows \
 no decision. The rule replaced an uncorrected one when no planned cell beyond the first seed had been measured. It \
 was made stricter once more when cells of the second seed had been: degrees of freedom had been estimated from five \
-seeds on, with which about 9 % of families of ten true zeros held a detection in the worst simulated setting (now \
-about 1 %; `tests/experiments/test_effects.py`). No decision hung on it then, since with two seeds both rules are one.
+seeds on, with which about 9 % of families of ten true zeros held a detection in the worst simulated setting (about \
+1 % there now; `tests/experiments/test_effects.py`). No decision hung on it then: with two seeds both rules are one.
 
 `seeds` is the t-interval over the seeds' mean differences (what other trainings would give on these cases), `cases` \
 the bootstrap interval over cases of the seed-averaged differences (what other cases would give with these trainings); \

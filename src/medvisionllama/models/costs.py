@@ -88,6 +88,30 @@ def forward_cost_of(
     return _forward_cost(*_on_meta(config, input_size, cache))
 
 
+def kept_bytes_of(
+    config: NetworkConfig, input_size: Shape | None = None, *, half_precision: bool = False, cache: Path | None = None
+) -> int:
+    """What a training step on a CPU keeps of one volume for going backward, without the weights.
+
+    Args:
+        config: As :func:`cost_of` takes it.
+        input_size: Likewise.
+        half_precision: Whether arithmetic is bfloat16, by autocast: the weights' copies in it, which are kept once
+            and not for each volume, are not counted.
+        cache: As of :func:`cost_of`.
+
+    Raises:
+        ValueError: As of :func:`cost_of`.
+        InputError: The same.
+    """
+    model, image, _ = _on_meta(config, input_size, cache)
+    if not half_precision:
+        return _kept_bytes(model, image)
+    with torch.autocast("cpu", torch.bfloat16):
+        one, two = (_kept_bytes(model, image.expand(volumes, -1, -1, -1, -1)) for volumes in (1, 2))
+    return two - one
+
+
 def _on_meta(
     config: NetworkConfig, input_size: Shape | None, cache: Path | None
 ) -> tuple[nn.Module, Tensor, NetworkConfig]:
@@ -115,8 +139,8 @@ def _forward_cost(model: nn.Module, image: Tensor, config: NetworkConfig) -> For
 def _kept_bytes(model: nn.Module, image_on_meta: Tensor) -> int:
     """Every tensor that autograd saves in one forward pass, parameters aside, counted once.
 
-    Fake tensors take the kernels that a CPU would, but hold nothing; on the meta device attention over many tokens
-    would be counted with N x N weights that no device keeps.
+    Fake tensors take the kernels that a CPU would, but hold nothing; on the meta device attention would be counted with
+    N x N weights even where no device keeps them.
     """
     model.train()
     with FakeTensorMode():

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from medvisionllama.models.attention import Shape
-from medvisionllama.models.costs import cost_of
+from medvisionllama.models.costs import forward_cost_of, kept_bytes_of
 from medvisionllama.models.medvisionllama import ModelConfig
 from medvisionllama.models.network import NetworkConfig
 from medvisionllama.models.peers.dynunet import DynUNetConfig
@@ -14,9 +14,6 @@ from medvisionllama.models.peers.dynunet import DynUNetConfig
 GB = 1e9
 # Gradient and AdamW's two moments beside each trained weight, all float32.
 COPIES_OF_TRAINED = 3
-# Of what is kept in float32, the share that bfloat16 arithmetic keeps: convolutions' and products' inputs are halved,
-# norms' statistics, masks and the residual stream are not.
-SHARE_IN_HALF_PRECISION = 0.6
 # Float32 maps of all output channels that stand at once in the loss: logits, probabilities, masks, two gradients.
 LOSS_MAPS = 5
 # Of the image: as drawn, bent, coloured, and the places it is looked up at (three numbers a voxel).
@@ -27,9 +24,8 @@ def training_memory_gb(config: NetworkConfig, window: Shape, batch_size: int, *,
     """Gigabytes (1e9 bytes) that a training step takes of the device's memory, about.
 
     ``weights + 3 x 4 bytes x trained weights + batch x (kept for going backward + maps of the loss and the image)``.
-    What is kept is counted (:class:`~medvisionllama.models.costs.Cost`); convolutions' work space and the allocator's
-    gaps are not in it, so leave a fifth of a GPU free. Nor are the scores that attention in bfloat16 keeps on a CPU of
-    up to 768 tokens, two bytes for each pair of them, head and layer: at most some ten MB for each volume of the batch.
+    What is kept is counted (:func:`~medvisionllama.models.costs.kept_bytes_of`); convolutions' work space and
+    the allocator's gaps are not in it, so leave a fifth of a GPU free.
 
     Args:
         config: The network.
@@ -39,8 +35,8 @@ def training_memory_gb(config: NetworkConfig, window: Shape, batch_size: int, *,
     """
     if isinstance(config, ModelConfig) and window == config.patch_size:
         window = (2 * window[0], window[1], window[2])  # one token alone has nothing that batch norm could count by
-    cost = cost_of(config, window)
-    kept = cost.kept_bytes * (SHARE_IN_HALF_PRECISION if half_precision else 1)
+    cost = forward_cost_of(config, window)
+    kept = kept_bytes_of(config, window, half_precision=half_precision)
     voxels = math.prod(window)
     outputs = 1
     if isinstance(config, DynUNetConfig) and config.deep_supervision:
