@@ -149,6 +149,25 @@ def test_a_control_group_gives_less_than_the_machine_has(tmp_path: Path) -> None
     assert module.available_memory(tmp_path) == 0, "the smaller counts"
 
 
+def test_a_control_group_of_version_1_does_too(tmp_path: Path) -> None:
+    def say(path: str, text: str) -> None:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+
+    say("proc/meminfo", "MemAvailable:    50 kB\n")
+    say("proc/self/cgroup", "11:cpu,cpuacct:/job\n4:hugetlb,memory:/job/step\n1:name=systemd:/a:b\n")
+    say("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n")
+    say("sys/fs/cgroup/memory/memory.usage_in_bytes", "123\n")
+    say("sys/fs/cgroup/cpu,cpuacct/job/memory.limit_in_bytes", "1\n")
+    assert module.available_memory(tmp_path) == 50 * 1024, "no limit"
+    say("sys/fs/cgroup/memory/job/memory.limit_in_bytes", "40960\n")
+    say("sys/fs/cgroup/memory/job/memory.usage_in_bytes", "30720\n")
+    assert module.available_memory(tmp_path) == 10 * 1024, "the group it is in"
+    say("sys/fs/cgroup/memory/job/step/memory.limit_in_bytes", "2048\n")
+    say("sys/fs/cgroup/memory/job/step/memory.usage_in_bytes", "1024\n")
+    assert module.available_memory(tmp_path) == 1024
+
+
 def test_little_work_is_not_shared(task: Task, plan: Plan) -> None:
     assert module._affordable([module._Need.of(case, plan) for case in task.cases], 8) == 1
 

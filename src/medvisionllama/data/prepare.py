@@ -247,23 +247,32 @@ def _affordable(needs: Sequence[_Need], processes: int) -> int:
     return min(processes, len(needs), in_memory)
 
 
+# Of control groups in version 2, which name no controller, and in version 1: where they lie, limit and usage.
+_MEMORY_FILES = {
+    "": ("", "memory.max", "memory.current"),
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+}
+
+
 def available_memory(root: Path = Path("/")) -> int | None:
     """Bytes that can be used without swapping, as Linux tells them; None elsewhere.
 
-    A container or a job may be given less than the machine has: its control group (version 2) counts, where it says.
+    A container or a job may be given less than the machine has: its control group counts, of either version.
 
     Args:
         root: Where ``proc`` and ``sys`` lie.
     """
     lines = _text(root / "proc/meminfo").splitlines()
     found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    groups = [line[3:] for line in _text(root / "proc/self/cgroup").splitlines() if line.startswith("0::")]
-    for group in groups:
-        folder = root / "sys/fs/cgroup" / group.lstrip("/")
-        for level in (folder, *folder.parents):  # a group has no more than the one it is in
-            most, used = _text(level / "memory.max").strip(), _text(level / "memory.current").strip()
-            if most.isdigit() and used.isdigit():
-                found.append(max(0, int(most) - int(used)))
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, group = line.split(":", 2)
+        for controller in _MEMORY_FILES.keys() & set(controllers.split(",")):
+            mount, limit, usage = _MEMORY_FILES[controller]
+            folder = root / "sys/fs/cgroup" / mount / group.lstrip("/")
+            for level in (folder, *folder.parents):  # a group has no more than the one it is in
+                most, used = _text(level / limit).strip(), _text(level / usage).strip()
+                if most.isdigit() and used.isdigit():
+                    found.append(max(0, int(most) - int(used)))
     return min(found, default=None)
 
 
