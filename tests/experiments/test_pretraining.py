@@ -14,13 +14,14 @@ from medvisionllama.experiments.pretraining import (
     MIDDLES,
     NETWORKS,
     RECIPE,
+    Scope,
     place_of,
-    places_asked,
     planned_places,
+    scope_of,
     study_cells,
     study_network,
 )
-from medvisionllama.experiments.pretraining_contrasts import by_place, lines_of
+from medvisionllama.experiments.pretraining_contrasts import Line, by_place, lines_of
 from medvisionllama.experiments.pretraining_page import write_page
 from medvisionllama.models.zoo import named
 from tests.experiments.row_maker import make_row, scores
@@ -92,6 +93,9 @@ def test_the_plan_is_the_default_command_and_the_second_block() -> None:
     assert sum(map(len, planned.values())) == 100 + 20
 
 
+PLAN = Scope(planned_places("a split"), planned_places("a split"), is_planned=True)
+
+
 def study_rows(folder: Path, gain: float, seeds: tuple[int, ...] = (0, 1, 2)) -> list:
     """Rows in which the pre-trained block scores ``gain`` above all other middles."""
     cells = study_cells(TASK, networks=["medvisionllama-u"], seeds=seeds, fractions=(0.1, 1.0))
@@ -117,7 +121,7 @@ def test_a_gain_is_found_and_its_absence_is_not(tmp_path: Path) -> None:
 
 def test_the_page_says_what_was_found_and_what_is_missing(tmp_path: Path) -> None:
     rows = study_rows(tmp_path / "rows", 0.2)
-    written = write_page(rows, planned_places("a split"), tmp_path, ["the command"])
+    written = write_page(rows, PLAN, tmp_path, ["the command"])
     assert {path.name for path in written} == {
         "README.md", "does-pretraining-matter.md", "does-pretraining-matter.csv", "does-pretraining-matter.png",
         "does-pretraining-matter.svg",
@@ -128,7 +132,7 @@ def test_the_page_says_what_was_found_and_what_is_missing(tmp_path: Path) -> Non
         "neither." in page
     )
     assert "30 of 120 planned cells are measured." in page
-    assert "**Provisional**: 90 of 120 planned cells are not measured yet." in page
+    assert "**Provisional**: 90 of 120 cells are not measured yet. The number of seeds was set before the first" in page
     assert "| medvisionllama-u, minilm-l6 | Task04 10% | pretrained | 3, 4 |" in page
     assert "minilm-l6 (a block of 1,500 parameters)" in page  # 2,000 are frozen around it, 500 of them in mappers
     assert "0.3 hours of training" in page  # 30 rows of 36 s
@@ -139,7 +143,7 @@ def test_the_page_says_what_was_found_and_what_is_missing(tmp_path: Path) -> Non
 
 
 def test_an_empty_study_is_a_page_too(tmp_path: Path) -> None:
-    write_page([], planned_places("a split"), tmp_path, ["the command"])
+    write_page([], PLAN, tmp_path, ["the command"])
     page = (tmp_path / "README.md").read_text()
     assert "Nothing has been measured yet" in page
     assert "0 of 120 planned cells are measured" in page
@@ -147,7 +151,7 @@ def test_an_empty_study_is_a_page_too(tmp_path: Path) -> None:
 
 def test_one_seed_is_never_a_detection(tmp_path: Path) -> None:
     rows = study_rows(tmp_path / "rows", 0.1, seeds=(0,))
-    write_page(rows, {}, tmp_path, [])
+    write_page(rows, Scope(), tmp_path, [])
     lines = lines_of(by_place(rows), "validation", "dice")
     assert not any(line.detected or line.decided for line in lines)
     page = (tmp_path / "README.md").read_text()
@@ -172,7 +176,7 @@ def test_another_split_or_network_is_never_a_pair(tmp_path: Path) -> None:
         (line,) = lines_of(measured, "validation", "dice")
         assert line.effect.difference == pytest.approx(0.1)
         assert line.apart.startswith(("split one spli", "network "))
-        write_page([shuffled, twin, row], {}, tmp_path / "page", [])
+        write_page([shuffled, twin, row], Scope(), tmp_path / "page", [])
         assert f"| Task04 100%, {line.apart} | pretrained | 0.6" in (tmp_path / "page" / "README.md").read_text()
 
 
@@ -187,25 +191,69 @@ def test_a_block_from_elsewhere_is_another_stage(tmp_path: Path) -> None:
 
 def test_what_is_asked_for_is_the_whole_plan_where_it_is_a_part_of_it(tmp_path: Path) -> None:
     asked = study_cells(TASK, networks=["medvisionllama-u"], seeds=(7,), fractions=(0.1,))
-    places = places_asked(asked, [])
-    assert sum(map(len, places.values())) == 120 + 5
+    scope = scope_of(asked, [])
+    assert sum(map(len, scope.places.values())) == 120 + 5
+    assert (scope.declared, scope.added, scope.is_planned) == (planned_places("a split"), 5, True)
     own = study_cells([("Task09_Spleen", "s")], seeds=(0,))
-    assert sum(map(len, places_asked(own, []).values())) == len(own)
+    scope = scope_of(own, [])
+    assert sum(map(len, scope.places.values())) == len(own)
+    assert (scope.declared, scope.added, scope.is_planned) == (scope.places, 0, False)
     # Where the second block lies is known from its rows.
     options = {"networks": ["medvisionllama-u"], "middles": ["pretrained"], "blocks": [("stories260K", "elsewhere")]}
     rows = [make_row(c, tmp_path, {"validation": scores(0.5)}) for c in study_cells(TASK, seeds=(0,), **options)]  # type: ignore[arg-type]
-    assert set(by_place(rows)) <= set(places_asked(asked, rows))
+    assert set(by_place(rows)) <= set(scope_of(asked, rows).places)
     assert not set(by_place(rows)) & set(planned_places("a split"))
 
 
 def test_a_family_is_as_large_as_it_was_planned(tmp_path: Path) -> None:
     rows = study_rows(tmp_path, 0.004)
     alone = {(x.first, x.place): x for x in lines_of(by_place(rows), "validation", "dice")}
-    planned = planned_places("a split")
-    for line in lines_of(by_place(rows), "validation", "dice", planned):
+    for line in lines_of(by_place(rows), "validation", "dice", PLAN):
         raw, held = line.effect.both.p, line.holm_p
         assert raw <= alone[line.first, line.place].holm_p <= held
         of_family = [x for x in alone.values() if x.declared == line.declared]
         if raw == min(x.effect.both.p for x in of_family):
             declared = 2 * 2 * 2 + 2  # contrasts, networks, shares; the second block's
             assert held == pytest.approx(min(1.0, raw * (declared if line.declared else 3 * 2 * 2)))
+
+
+def test_what_was_not_planned_is_exploratory(tmp_path: Path) -> None:
+    """Whoever widens the study changes neither the declared family nor its judge."""
+    rows = study_rows(tmp_path / "planned", 0.01)
+    more = study_cells(TASK, networks=["medvisionllama-u"], seeds=(0, 1, 2), fractions=(0.3,))
+    more_rows = [make_row(c, tmp_path / "more", {"validation": scores(0.6, seed=n)}) for n, c in enumerate(more)]
+    alone = lines_of(by_place(rows), "validation", "dice", scope_of(study_cells(TASK), rows))
+    scope = scope_of(more, [*rows, *more_rows])
+    widened = lines_of(by_place([*rows, *more_rows]), "validation", "dice", scope)
+    assert [line for line in widened if line.declared] == [line for line in alone if line.declared]
+    of_more = [line for line in widened if line.place.fraction == 0.3]
+    assert len(of_more) == 5
+    assert not any(line.declared for line in of_more)
+    # The control: where nothing is planned, they are of the one family.
+    assert sum(line.declared for line in lines_of(by_place([*rows, *more_rows]), "validation", "dice")) == 2 * 2 + 2
+
+
+def test_a_difference_is_detectable_from_where_it_would_be_detected(tmp_path: Path) -> None:
+    """Shifted to just above its threshold, a difference alone in its family is detected; just below, it is not."""
+    cells = study_cells(
+        TASK, networks=["medvisionllama-u"], middles=["shuffled", "pretrained"], seeds=(0, 1, 2), fractions=(1.0,)
+    )
+
+    def line(gain: float) -> Line:
+        rows = [
+            make_row(
+                cell,
+                tmp_path,
+                {"validation": scores(0.5 + gain * (init == "pretrained"), seed=10 * cell.seed + (init == "shuffled"))},
+            )
+            for cell in cells
+            if (init := cell.config.middle.block.init)  # type: ignore[union-attr]
+        ]
+        (found,) = lines_of(by_place(rows), "validation", "dice", PLAN)
+        return found
+
+    plain = line(0.0)
+    needed = plain.detectable - plain.effect.difference
+    assert line(needed + 1e-6).detected
+    assert not line(needed - 1e-6).detected
+    assert line(needed).detectable == pytest.approx(plain.detectable)

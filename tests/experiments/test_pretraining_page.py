@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 from row_maker import make_row, scores
-from test_pretraining import TASK, study_rows
+from test_pretraining import PLAN, TASK, study_rows
 
-from medvisionllama.experiments.pretraining import planned_places, study_cells
+from medvisionllama.experiments.pretraining import scope_of, study_cells
 from medvisionllama.experiments.pretraining_page import write_page
 from medvisionllama.experiments.rows import Row
 from medvisionllama.reports.wording import MINUS
 
 
 def page_of(rows: list[Row], folder: Path) -> str:
-    write_page(rows, planned_places("a split"), folder, ["the command"])
+    write_page(rows, PLAN, folder, ["the command"])
     return (folder / "README.md").read_text()
 
 
@@ -76,3 +76,45 @@ def test_pairs_that_differ_in_more_than_their_middle_are_told(tmp_path: Path, ch
     page = page_of(odd, tmp_path)
     assert "**Of the 10 pairs of trainings behind these differences some differ in more than their middle**" in page
     assert told in page
+
+
+def test_the_page_tells_of_what_was_measured_and_names_the_rest(tmp_path: Path) -> None:
+    page = page_of(study_rows(tmp_path / "rows", 0.0), tmp_path)
+    assert f"pretrained {MINUS} identity: the frozen block and its adapters, beyond mappers and residual" in page
+    for absent in (f"pretrained {MINUS} trained", f"pretrained {MINUS} random:", "LoRA off"):
+        assert absent not in page
+    assert "neither planned here nor measured: `--middles random trained`, `--lora none`." in page
+    assert "Every frozen block holds adapters that train" in page
+
+
+def test_with_adapters_off_measured_the_page_says_what_that_means(tmp_path: Path) -> None:
+    cells = study_cells(
+        TASK, networks=["medvisionllama-u"], middles=["shuffled", "pretrained"], loras=["none"], fractions=(1.0,)
+    )
+    page = page_of([make_row(cell, tmp_path, {"validation": scores(0.7, seed=cell.seed)}) for cell in cells], tmp_path)
+    assert "`LoRA off`: trainable linear mappers" in page
+    assert "Every frozen block holds adapters" not in page
+    assert "`--lora none`" not in page
+
+
+def test_more_than_the_plan_is_told(tmp_path: Path) -> None:
+    rows = study_rows(tmp_path / "rows", 0.0, seeds=(0, 1))
+    asked = study_cells(TASK, networks=["medvisionllama-u"], seeds=(7,), fractions=(0.1,))
+    write_page(rows, scope_of(asked, rows), tmp_path, ["the command"])
+    page = (tmp_path / "README.md").read_text()
+    assert "**Provisional**: 105 of 125 cells are not measured yet. **5 cells of these are beyond the plan.**" in page
+    assert "set before the first" not in page
+
+
+def test_what_passes_the_block_is_a_table(tmp_path: Path) -> None:
+    rows = with_middle_at(tmp_path / "rows", {"identity": 0.7, "pretrained": 0.7})
+    assert "What passes through the block" not in page_of(rows, tmp_path), "nothing was logged"
+    logged = []
+    for row in rows:
+        if row.content["identity"] is not None:
+            norms = [{"step": n, "block_norms": {"entering": 8.0 + row.seed, "leaving": 4.0 * n}} for n in (0, 1)]
+            row = replace(row, content=row.content | {"log": [*norms, {"step": 2, "loss": 1.0}]})
+        logged.append(row)
+    assert "| medvisionllama-u, minilm-l6 | Task04 100% | pretrained | 10.0 | 4.0 | 0.40 | 5 |" in page_of(
+        logged, tmp_path
+    )

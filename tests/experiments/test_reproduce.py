@@ -20,6 +20,7 @@ from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
 from medvisionllama.errors import InputError
 from medvisionllama.experiments import reproduction
 from medvisionllama.experiments.paper_tables import TABLES
+from medvisionllama.experiments.pretraining import Scope, planned_places
 from medvisionllama.experiments.reproduction import Reproduction
 from medvisionllama.experiments.request import Request, sound
 from medvisionllama.experiments.retold import command_of, study_commands
@@ -252,11 +253,18 @@ def test_a_command_is_told_as_it_was_typed(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_a_study_of_ones_own_names_its_own_command(ask: Ask) -> None:
     own = replace(ask(STUDY, seeds=(7,)), tasks=(Path("ph"),), out=Path("mine"), work=Path("mine/runs"))
-    told = study_commands(own, planned=False)
+    told = study_commands(own, Scope())
     assert told[0] == f"medvisionllama reproduce {STUDY} --tasks ph --seeds 7 --steps 3 --block minilm-l6 --out mine"
     assert told[-1].endswith("--seeds 7 --steps 3 --block llama-3.1-8b --device cuda --out mine")
     assert "Task04" not in "".join(told)
-    planned = study_commands(replace(own, out=Path("docs/x"), work=Path("docs/x/runs")), planned=True)
+    at_docs = replace(own, out=Path("docs/x"), work=Path("docs/x/runs"))
+    planned = study_commands(at_docs, Scope(is_planned=True))
+    assert len(planned) == len(told) + 1
+    # Where more is asked for than is planned, that has its own command.
+    (place, *_) = planned_places("a split")
+    wider = study_commands(at_docs, Scope({place: {0, 7}}, {place: {0}}, is_planned=True))
+    assert wider[:2] == planned[:2]
+    assert wider[2] == f"medvisionllama reproduce {STUDY} --tasks ph --seeds 7 --steps 3 --block minilm-l6 --out docs/x"
     assert planned[0] == f"medvisionllama reproduce {STUDY} --tasks ph --out docs/x"
     assert "--middles shuffled pretrained --block stories260K=DATA/weights/stories260K/hf --out docs/x" in planned[1]
 

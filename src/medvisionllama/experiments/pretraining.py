@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -92,10 +92,11 @@ def study_cells(
     for seed, (task, splits), fraction, network, lora, (label, source), middle in product(
         seeds, tasks, fractions, networks, loras, blocks, middles
     ):
+        config = study_network(network, middle, source, lora, seed)
         cell = Cell(
             task=task,
             model=NETWORKS[network] if middle == "none" else network,
-            config=study_network(network, middle, source, lora, seed),
+            config=config,
             recipe=recipe,
             splits=splits,
             block="" if middle == "none" else label,
@@ -244,8 +245,31 @@ def planned_places(splits: str, sources: Mapping[str, str] | None = None) -> dic
     return _places_of(cells)
 
 
-def places_asked(cells: Sequence[Cell], rows: Collection[Row]) -> dict[Place, set[int]]:
-    """What a page tells of: places and seeds asked for; where they are some of the planned study, the whole of that.
+@dataclass(frozen=True)
+class Scope:
+    """What a page tells of.
+
+    Attributes:
+        places: Places with the seeds wanted of them: planned, or asked for.
+        declared: Those of them that stood before anything was measured; None where all do. Comparisons with others are
+            exploratory, and seeds beyond these were added later.
+        is_planned: Whether it is the planned study, or more than that.
+    """
+
+    places: Mapping[Place, Collection[int]] = field(default_factory=dict)
+    declared: Mapping[Place, Collection[int]] | None = None
+    is_planned: bool = False
+
+    @property
+    def added(self) -> int:
+        """How many cells are told of that were not declared."""
+        if self.declared is None:
+            return 0
+        return sum(len(set(seeds) - set(self.declared.get(place, ()))) for place, seeds in self.places.items())
+
+
+def scope_of(cells: Sequence[Cell], rows: Collection[Row]) -> Scope:
+    """What a page tells of: what was asked for; where that or what is there is of the planned study, all of that.
 
     Args:
         cells: Asked for.
@@ -254,13 +278,15 @@ def places_asked(cells: Sequence[Cell], rows: Collection[Row]) -> dict[Place, se
     asked = _places_of(cells)
     splits = next((cell.splits for cell in cells if cell.task == PLANNED_TASK), None)
     if splits is None:
-        return asked
+        return Scope(asked, asked)
     settings = [(row.block, row.settings) for row in rows] + [(cell.block, cell.settings()) for cell in cells]
     sources = {block: own["config"]["middle"]["block"]["source"] for block, own in settings if block}
     planned = planned_places(splits, sources)
-    if not set(asked) & set(planned):
-        return asked
-    return {place: asked.get(place, set()) | planned.get(place, set()) for place in [*planned, *asked]}
+    there = {place_of(row.settings, row.model, row.block) for row in rows}
+    if not (set(asked) | there) & set(planned):
+        return Scope(asked, asked)
+    both = {place: asked.get(place, set()) | planned.get(place, set()) for place in [*planned, *asked]}
+    return Scope(both, planned, is_planned=True)
 
 
 def _places_of(cells: Sequence[Cell]) -> dict[Place, set[int]]:

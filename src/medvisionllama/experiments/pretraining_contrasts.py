@@ -1,9 +1,9 @@
 """The study's comparisons: which middles are compared, on which rows, and which differences count as detected.
 
 One metric of one part holds two families, each with its own correction (Holm 1979). The first was declared in advance:
-the pre-trained block against its shuffled and its random (matched) copy, in every network, share of the data and block.
-All other contrasts are exploratory. A family is as large as it was planned: a comparison that is not measured yet, or
-rests on one seed, counts in it with p = 1, so that what is found early gets no milder judge.
+the pre-trained block against its shuffled and its random (matched) copy, in every network, share of the data and block
+of the plan. All other comparisons are exploratory. A family is as large as it was planned: a comparison that is not
+measured yet, or rests on one seed, counts in it with p = 1, so that what is found early gets no milder judge.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from scipy.stats import t as student
+
 from medvisionllama.experiments.effects import Effect, effect_of
-from medvisionllama.experiments.pretraining import Place, place_of, told_apart
+from medvisionllama.experiments.pretraining import Place, Scope, place_of, told_apart
 from medvisionllama.experiments.rows import Row
 from medvisionllama.reports.comparison import SIGNIFICANCE, marks
 from medvisionllama.reports.statistics import holm
@@ -27,15 +29,15 @@ DECLARED = {
 }
 EXPLORATORY = {
     ("random", "pretrained"): "learned weights beyond the family's random start",
-    ("identity", "pretrained"): "the frozen block beyond its mappers and residual",
+    ("identity", "pretrained"): "the frozen block and its adapters, beyond mappers and residual",
     ("none", "pretrained"): "the whole middle stage",
     ("none", "identity"): "mappers alone, with no block between them",
     ("trained", "pretrained"): "keeping the block frozen, against training its shape from scratch",
 }
-FAMILIES = (DECLARED, EXPLORATORY)
+CONTRASTS = {**DECLARED, **EXPLORATORY}
 
 Measured = Mapping[Place, Mapping[int, Row]]
-Planned = Mapping[Place, Collection[int]]
+Pair = tuple[Place, str]  # the place of the second middle, and the first middle
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,10 @@ class Line:
         part: ``validation`` or ``test``.
         metric: Of the scores.
         effect: Second less first.
+        declared: Whether it is of the family declared in advance.
         holm_p: The test over both spreads, corrected within its family; NaN for one seed or one case.
+        detectable: The difference that would have passed the correction's first step, with this line's spread; NaN
+            where there is no test.
         apart: What tells its place from others of the same names.
     """
 
@@ -57,13 +62,10 @@ class Line:
     part: str
     metric: str
     effect: Effect
+    declared: bool
     holm_p: float = math.nan
+    detectable: float = math.nan
     apart: str = ""
-
-    @property
-    def declared(self) -> bool:
-        """Whether it is of the family declared in advance."""
-        return (self.first, self.place.middle) in DECLARED
 
     @property
     def decided(self) -> bool:
@@ -91,49 +93,68 @@ def by_place(rows: Collection[Row]) -> dict[Place, dict[int, Row]]:
     return dict(found)
 
 
-def lines_of(measured: Measured, part: str, metric: str, planned: Planned | None = None) -> list[Line]:
+def lines_of(measured: Measured, part: str, metric: str, scope: Scope | None = None) -> list[Line]:
     """Every contrast that two middles with a shared seed allow, family by family.
 
     Args:
         measured: The rows.
         part: ``validation`` or ``test``.
         metric: Of the scores.
-        planned: The study's places: what is missing of them still counts in the corrections.
+        scope: What the study is about: what is missing of it still counts in the corrections. By default what was
+            measured, all of it declared.
     """
-    apart = told_apart([*measured])
-    return [
-        replace(line, apart=apart[line.place])
-        for family in FAMILIES
-        for line in _corrected(_raw_lines(measured, part, metric, family), _pairs(planned or {}, family))
-    ]
-
-
-def _raw_lines(measured: Measured, part: str, metric: str, family: Mapping[tuple[str, str], str]) -> list[Line]:
+    scope, apart = scope or Scope(), told_apart([*measured])
     lines = []
-    for place, first in _pairs(measured, family):
-        effect = effect_of(
-            _by_case(measured[place.with_middle(first)], part, metric), _by_case(measured[place], part, metric)
+    for declared in (True, False):
+        there, wanted = (
+            [pair for pair in _pairs(places) if _is_declared(pair, scope) is declared]
+            for places in (measured, scope.places)
         )
-        if effect is not None:
-            lines.append(Line(place, first, part, metric, effect))
+        raw = [line for pair in there if (line := _raw_line(measured, pair, part, metric, declared)) is not None]
+        missing = len(set(wanted) - {(line.place, line.first) for line in raw})
+        lines += [replace(line, apart=apart[line.place]) for line in _corrected(raw, missing)]
     return lines
 
 
-def _corrected(lines: Sequence[Line], planned: Sequence[tuple[Place, str]]) -> list[Line]:
+def _is_declared(pair: Pair, scope: Scope) -> bool:
+    place, first = pair
+    if (first, place.middle) not in DECLARED:
+        return False
+    return scope.declared is None or {place, place.with_middle(first)} <= set(scope.declared)
+
+
+def _raw_line(measured: Measured, pair: Pair, part: str, metric: str, declared: bool) -> Line | None:
+    place, first = pair
+    before, after = (_by_case(measured[one], part, metric) for one in (place.with_middle(first), place))
+    effect = effect_of(before, after)
+    return None if effect is None else Line(place, first, part, metric, effect, declared)
+
+
+def _corrected(lines: Sequence[Line], missing: int) -> list[Line]:
+    """With Holm's p, and what a difference would have to be to be the first that is detected."""
     p_values = [line.effect.both.p for line in lines]
-    missing = set(planned) - {(line.place, line.first) for line in lines}
-    adjusted = holm([*(1.0 if math.isnan(p) else p for p in p_values), *[1.0] * len(missing)])
+    adjusted = holm([*(1.0 if math.isnan(p) else p for p in p_values), *[1.0] * missing])
+    family = len(lines) + missing
     return [
-        replace(line, holm_p=math.nan if math.isnan(p) else held)
+        replace(
+            line,
+            holm_p=math.nan if math.isnan(p) else held,
+            detectable=_quantile(SIGNIFICANCE / family, line.effect.both.degrees) * line.effect.both.standard_error,
+        )
         for line, p, held in zip(lines, p_values, adjusted, strict=False)
     ]
 
 
-def _pairs(places: Collection[Place], family: Mapping[tuple[str, str], str]) -> list[tuple[Place, str]]:
+def _quantile(level: float, degrees: float) -> float:
+    """Beyond what t lies with the probability ``level``, on both sides together."""
+    return math.nan if math.isnan(degrees) else float(student.isf(level / 2, degrees))
+
+
+def _pairs(places: Collection[Place]) -> list[Pair]:
     """Places of second middles, with the first middle that the same place has too."""
     return [
         (place, first)
-        for first, second in family
+        for first, second in CONTRASTS
         for place in sorted(places)
         if place.middle == second and place.with_middle(first) in places
     ]
@@ -148,8 +169,8 @@ def to_csv(lines: Sequence[Line]) -> list[tuple[str, ...]]:
     head = (
         "task", "block", "network", "lora", "fraction", "steps", "splits", "body", "stage", "first", "second", "family",
         "part", "metric", "difference", "standard_error", "degrees", "low", "high", "p", "holm_p", "marks", "detected",
-        "seeds", "seed_differences", "seed_sd", "seed_low", "seed_high", "cases", "case_low", "case_high", "case_t_p",
-        "case_wilcoxon_p", "cohens_dz", "rank_biserial",
+        "detectable_from", "seeds", "seed_differences", "seed_sd", "seed_low", "seed_high", "cases", "case_low",
+        "case_high", "case_t_p", "case_wilcoxon_p", "cohens_dz", "rank_biserial",
     )  # fmt: skip
     table: list[tuple[str, ...]] = [head]
     for line in lines:
@@ -163,8 +184,8 @@ def to_csv(lines: Sequence[Line]) -> list[tuple[str, ...]]:
                 place.task, place.block, place.network, place.lora, f"{place.fraction:g}", str(place.steps),
                 place.splits, place.body, place.stage, line.first, place.middle,
                 "declared" if line.declared else "exploratory", line.part, line.metric, *map(exact, over_both),
-                line.marks, decision, " ".join(map(str, effect.seeds)), " ".join(map(exact, effect.by_seed)),
-                *map(exact, over_seeds), str(cases.n), *map(exact, over_cases),
+                line.marks, decision, exact(line.detectable), " ".join(map(str, effect.seeds)),
+                " ".join(map(exact, effect.by_seed)), *map(exact, over_seeds), str(cases.n), *map(exact, over_cases),
             )
         )  # fmt: skip
     return table

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from medvisionllama.experiments.pretraining import Place, told_apart
-from medvisionllama.experiments.pretraining_contrasts import Line, Measured, Planned
+from medvisionllama.experiments.pretraining import LORAS, MIDDLES, Place, Scope, told_apart
+from medvisionllama.experiments.pretraining_contrasts import Line, Measured
 from medvisionllama.experiments.pretraining_wording import counted, data_of, network_of
 from medvisionllama.experiments.rows import Row
 
@@ -22,10 +22,31 @@ def limits(measured: Measured) -> str:
             "this budget. Small blocks cannot answer for Llama-3.1-8B; the command for it is below.",
             f"- {_few(len(seeds))} One split: another would move all means, and the differences by an unknown amount.",
             "- No detection is no proof of no effect: read the interval for the effects that remain possible.",
+            *_adapters(measured),
             "- Validation and test part are scored with the same trainings: they are no two studies.",
             "- Longer training, other tasks, larger images and other places for the block are not covered.",
         ]
     )
+
+
+def _adapters(measured: Measured) -> list[str]:
+    """That what trains inside the block may repair a destroyed one, unless that was measured apart."""
+    with_block = [place for place in measured if place.middle not in ("none", "identity")]
+    if any(place.lora == "none" for place in with_block) or not with_block:
+        return []
+    sizes = sorted(
+        {
+            row.content["parameters"]["trainable"] - bare.content["parameters"]["trainable"]
+            for place in with_block
+            for seed, row in measured[place].items()
+            if (bare := measured.get(place.with_middle("identity"), {}).get(seed)) is not None
+        }
+    )
+    numbers = f" ({' or '.join(f'{size:,}' for size in sizes)} numbers)" if sizes else ""
+    return [
+        f"- Every frozen block holds adapters that train{numbers}, as the papers' does. They may repair a destroyed "
+        "block, or adapt a pre-trained one: without them nothing was measured."
+    ]
 
 
 def _few(seeds: int) -> str:
@@ -108,11 +129,11 @@ def _machine(row: Row) -> dict[str, str]:
     }
 
 
-def missing(measured: Measured, planned: Planned, commands: Sequence[str]) -> str:
-    """Which planned cells are left, and the commands that measure them."""
-    gaps = gaps_of(measured, planned)
-    apart = told_apart([*{**measured, **planned}])
-    total, left = total_of(planned), sum(map(len, gaps.values()))
+def missing(measured: Measured, scope: Scope, commands: Sequence[str]) -> str:
+    """Which planned cells are left, what of the design was not planned, and the commands that measure them."""
+    gaps = gaps_of(measured, scope)
+    apart = told_apart([*{**measured, **scope.places}])
+    total, left = total_of(scope), sum(map(len, gaps.values()))
     text = [
         f"{total - left} of {total} planned cells are measured." if left else f"All {total} planned cells are measured."
     ]
@@ -130,21 +151,34 @@ def missing(measured: Measured, planned: Planned, commands: Sequence[str]) -> st
                 ]
             )
         )
+    text += _not_planned([*measured, *scope.places])
     finish = "These commands measure what is missing and write this page anew" if left else "Made by these commands"
     text.append(f"{finish} (finished cells are skipped):")
     text.append("```\n" + "\n".join(commands) + "\n```")
     sources = {row.content["source"] for of_place in measured.values() for row in of_place.values()}
     if gaps and len(sources) == 1:
-        text.append(f"The rows here are of commit `{sources.pop()}`; another one's may differ in their last digits.")
+        text.append(
+            f"The rows here are of commit `{sources.pop()}`. Trainings of another one that rounds otherwise drift "
+            "apart from their pairs: measure with that commit, then write the page with the present one (`--limit 0`)."
+        )
     return "\n\n".join(text)
 
 
-def gaps_of(measured: Measured, planned: Planned) -> dict[Place, list[int]]:
+def _not_planned(places: Sequence[Place]) -> list[str]:
+    """What the design has, and this study neither measured nor plans."""
+    middles = [middle for middle in MIDDLES if middle not in {place.middle for place in places}]
+    loras = [lora for lora in LORAS if lora not in {place.lora for place in places if place.lora}]
+    options = [f"`--middles {' '.join(middles)}`"] if middles else []
+    options += [f"`--lora {' '.join(loras)}`"] if loras else []
+    return [f"The design has more that is neither planned here nor measured: {', '.join(options)}."] if options else []
+
+
+def gaps_of(measured: Measured, scope: Scope) -> dict[Place, list[int]]:
     """The seeds that are left of every planned place that is not complete."""
-    gaps = {place: sorted(set(seeds) - set(measured.get(place, {}))) for place, seeds in planned.items()}
+    gaps = {place: sorted(set(seeds) - set(measured.get(place, {}))) for place, seeds in scope.places.items()}
     return {place: seeds for place, seeds in gaps.items() if seeds}
 
 
-def total_of(planned: Planned) -> int:
+def total_of(scope: Scope) -> int:
     """How many cells are planned."""
-    return sum(len(set(seeds)) for seeds in planned.values())
+    return sum(len(set(seeds)) for seeds in scope.places.values())

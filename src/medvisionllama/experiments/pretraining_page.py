@@ -1,25 +1,19 @@
-"""The study's answer as a page: every number on it is computed from the rows, none is typed."""
+"""The study's answer as a page: every measured number on it is computed from the rows."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from medvisionllama.experiments.pretraining import MIDDLES, NAME, told_apart
-from medvisionllama.experiments.pretraining_contrasts import (
-    DECLARED,
-    EXPLORATORY,
-    Line,
-    Measured,
-    Planned,
-    by_place,
-    lines_of,
-    to_csv,
-)
+from medvisionllama.experiments.pretraining import MIDDLES, NAME, Scope, told_apart
+from medvisionllama.experiments.pretraining_contrasts import CONTRASTS, Line, Measured, by_place, lines_of, to_csv
 from medvisionllama.experiments.pretraining_figure import draw_effects
+from medvisionllama.experiments.pretraining_norms import READING as READING_NORMS
+from medvisionllama.experiments.pretraining_norms import norms_table
 from medvisionllama.experiments.pretraining_origin import gaps_of, limits, missing, provenance, total_of, unlike_pairs
 from medvisionllama.experiments.pretraining_wording import counted, data_of, interval, network_of, points, spread
 from medvisionllama.experiments.rows import Row
@@ -41,54 +35,59 @@ same layer with its pre-training destroyed**, at equal steps, data and seeds?"""
 DONE = """\
 One network is trained with nothing in between, with mappers alone, and around the block frozen at several starts: its \
 pre-trained weights, the same entries shuffled within each tensor, and random weights with each tensor's mean and SD. \
-Only what differs between the last three is pre-training."""
+What differs between the last three alone is pre-training."""
 
 READING = f"""\
 A difference is second less first, paired by case within a seed, averaged over seeds and cases. Its 95 % interval \
 holds both spreads at once, over seeds and over cases, as crossed samples: the variance of the mean is that of the \
 seeds' means by their number plus that of the cases' means by theirs (what neither explains is counted twice), with \
-the degrees of freedom of the smaller sample, one less than the seeds: strict, but it errs no more often than it says, \
-also at the levels that the correction below asks for. p is this t-test's, whose square is Clark's min F'; `*` says \
-raw p < {SIGNIFICANCE:g}.
+the degrees of freedom of the smaller sample, one less than the seeds: strict, but where both spreads are normal it \
+errs no more often than it says, also at the levels that the correction below asks for. p is this t-test's, whose \
+square is Clark's min F'; `*` says raw p < {SIGNIFICANCE:g}.
 
-`detected` is the one decision: p after Holm's correction below {SIGNIFICANCE:g} (†). It corrects over a family \
-declared in advance: pre-trained against shuffled and against random (matched), in each network, share of the data and \
-block; comparisons not measured yet count in it. All other contrasts are a family of their own, and exploratory. Each \
+`detected` is the one decision: p after Holm's correction below {SIGNIFICANCE:g} (†). It corrects over a declared \
+family: pre-trained against shuffled and against random (matched), in each network, share of the data and block of the \
+plan; comparisons not measured yet count in it. All other comparisons are a family of their own, and exploratory. Each \
 metric of each part is corrected by itself; the answer is read from Dice on the validation part alone. One seed allows \
-no decision. The rule replaced an uncorrected one when no planned cell beyond the first seed had been measured. It \
-was made stricter once more when cells of the second seed had been: degrees of freedom had been estimated from five \
-seeds on, with which about 9 % of families of ten true zeros held a detection in the worst simulated setting (about \
-1 % there now; `tests/experiments/test_effects.py`). No decision hung on it then: with two seeds both rules are one.
+no decision. `detectable from` is how large a difference had to be, with this line's spread, to be the first that \
+passes the correction.
 
 `seeds` is the t-interval over the seeds' mean differences (what other trainings would give on these cases), `cases` \
 the bootstrap interval over cases of the seed-averaged differences (what other cases would give with these trainings); \
 neither decides. Intervals are of single comparisons, not widened for their number."""
 
+RULES_SET = """\
+When these rules were set: on 2026-11-22 one family of all contrasts gave way to the declared one, and an uncorrected \
+interval to this test, when some cells of the first seed had been measured and none of another (`2b1471a`). The test \
+was made stricter once more when cells of the second seed had been: degrees of freedom had been estimated from five \
+seeds on, with which about 9 % of families of ten true zeros held a detection in the worst simulated setting (about \
+1 % there now; `tests/experiments/test_effects.py`). No decision hung on it then: with two seeds both rules are one."""
 
-def write_page(rows: Collection[Row], planned: Planned, out: Path, commands: Sequence[str]) -> list[Path]:
+
+def write_page(rows: Collection[Row], scope: Scope, out: Path, commands: Sequence[str]) -> list[Path]:
     """Write ``README.md``, the table of effects as Markdown and CSV, and the figure.
 
     Args:
         rows: All that were measured.
-        planned: Which seeds of which places the study is about; others that were measured are shown too.
+        scope: Which seeds of which places the study is about; others that were measured are shown too.
         out: The folder.
         commands: What finishes the study, and makes this page again.
     """
     measured = by_place(rows)
-    lines = {(part, metric): lines_of(measured, part, metric, planned) for part in PARTS for metric in METRICS}
+    lines = {(part, metric): lines_of(measured, part, metric, scope) for part in PARTS for metric in METRICS}
     figure = save(draw_effects(lines[DECIDING]), out, NAME) if lines[DECIDING] else []
     write_table(out / f"{NAME}.csv", to_csv([line for some in lines.values() for line in some]))
     tables = "\n\n".join(
         f"### {METRICS[metric]}, {part} part\n\n{_families(some)}" for (part, metric), some in lines.items() if some
     )
     write_text(out / f"{NAME}.md", f"# Effects in {NAME}\n\n{READING}\n\n{tables}\n")
-    write_text(out / "README.md", _page(measured, planned, lines, bool(figure), commands))
+    write_text(out / "README.md", _page(measured, scope, lines, bool(figure), commands))
     return [out / "README.md", out / f"{NAME}.md", out / f"{NAME}.csv", *figure]
 
 
 def _page(
     measured: Measured,
-    planned: Planned,
+    scope: Scope,
     lines: Mapping[tuple[str, str], Sequence[Line]],
     figure: bool,
     commands: Sequence[str],
@@ -96,24 +95,24 @@ def _page(
     rows = [row for of_place in measured.values() for row in of_place.values()]
     parts = [
         "# Does pre-training matter?",
-        f"*Made by `medvisionllama reproduce {NAME}` from the files in `rows/`; no number here is typed.*",
+        f"*Made by `medvisionllama reproduce {NAME}` from the files in `rows/`, which hold every number measured.*",
         "## What was asked",
         QUESTION,
         "## What was done",
         DONE if measured else f"{DONE}\n\nNothing has been measured yet.",
-        _design(rows),
+        _design(measured),
         "## What was found",
-        _answer(lines[DECIDING], measured, planned),
+        _answer(lines[DECIDING], measured, scope),
     ]
     if figure:
         parts.append(
             f"![Differences in Dice with their intervals]({NAME}.png)\n\n"
-            "*Differences in mean Dice on the validation part; above the dotted line the family declared in advance. "
+            "*Differences in mean Dice on the validation part; above the dotted line the declared family. "
             "Thick bar: the 95 % interval over both spreads, which decides (none for one seed). Thin bar: 95 % "
             "bootstrap interval over cases alone. Dots: one seed each. A filled diamond was detected, an empty one was "
             f"not. ([SVG]({NAME}.svg))*"
         )
-    parts += ["### How to read the tables", READING]
+    parts += ["### How to read the tables", READING, RULES_SET if scope.is_planned else ""]
     parts += ["### Dice, validation part", _families(lines["validation", "dice"])]
     if lines["test", "dice"]:
         parts += ["### Dice, test part (scored once, chosen by nothing)", _families(lines["test", "dice"])]
@@ -123,20 +122,26 @@ def _page(
         "Mean over cases of the mean Dice over classes, then mean ± SD over seeds (the SD is the spread of trainings, "
         "not of cases).",
         _means_table(measured),
+        *_norms(measured),
         "## What this cannot say",
         limits(measured),
         "## Where the numbers come from",
         provenance(rows),
         unlike_pairs(measured, lines[DECIDING]),
         "## What was not run",
-        missing(measured, planned, commands),
+        missing(measured, scope, commands),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _answer(lines: Sequence[Line], measured: Measured, planned: Planned) -> str:
+def _norms(measured: Measured) -> list[str]:
+    table = norms_table(measured)
+    return ["### What passes through the block", READING_NORMS, table] if table else []
+
+
+def _answer(lines: Sequence[Line], measured: Measured, scope: Scope) -> str:
     declared = [line for line in lines if line.declared]
-    sentences = [_provisional(measured, planned)]
+    sentences = [_provisional(measured, scope)]
     if not declared:
         sentences.append("No pre-trained block has been compared with its controls yet.")
     for block in sorted({line.place.block for line in declared}):
@@ -180,6 +185,10 @@ def _answer_of(block: str, lines: Sequence[Line]) -> str:
             f" Where nothing was detected, the tightest 95 % interval leaves room for effects up to "
             f"±{100 * min(bounds):.2f}, the widest for up to ±{100 * max(bounds):.2f}."
         )
+    needed = [100 * line.detectable for line in lines if line.decided]
+    if needed:
+        said += f" To be the first detected, a difference had to reach {min(needed):.2f}"
+        said += f" to {max(needed):.2f}, by line." if len(needed) > 1 else "."
     return said
 
 
@@ -194,29 +203,37 @@ def _verdicts(lines: Sequence[Line]) -> str:
     return said + (f", and {undecided} allowed no decision (one seed)" if undecided else "")
 
 
-def _provisional(measured: Measured, planned: Planned) -> str:
-    left = sum(len(seeds) for seeds in gaps_of(measured, planned).values())
-    if not left or not measured:
-        return ""
-    return (
-        f"**Provisional**: {left} of {total_of(planned)} planned cells are not measured yet. The number of seeds was "
-        "set before the first, and what is said here counts once all are there."
-    )
+def _provisional(measured: Measured, scope: Scope) -> str:
+    left = sum(len(seeds) for seeds in gaps_of(measured, scope).values())
+    said = []
+    if left and measured:
+        said.append(f"**Provisional**: {left} of {total_of(scope)} cells are not measured yet.")
+        if not scope.added:
+            said.append(
+                "The number of seeds was set before the first, and what is said here counts once all are there."
+            )
+    if scope.added:
+        said.append(
+            f"**{counted(scope.added, 'cell')} of these {'is' if scope.added == 1 else 'are'} beyond the plan.** Other "
+            "places than planned count as exploratory. Seeds beyond the plan do enter the comparisons of planned "
+            "places: where they were added after these had been looked at, the test errs more often than it says."
+        )
+    return " ".join(said)
 
 
 def _families(lines: Sequence[Line]) -> str:
     if not lines:
         return "No two middles have been trained from a common seed yet."
     declared, others = ([line for line in lines if line.declared is which] for which in (True, False))
-    text = [f"Declared in advance:\n\n{_effects_table(declared)}"] if declared else []
+    text = [f"The declared family:\n\n{_effects_table(declared)}"] if declared else []
     text += [f"Exploratory:\n\n{_effects_table(others)}"] if others else []
     unit = "mm, lower is better" if lines[0].metric.endswith("_mm") else "hundredths"
     return "\n\n".join([*text, f"Differences and intervals in {unit}."])
 
 
 def _effects_table(lines: Sequence[Line]) -> str:
-    head = "| network | data | second less first | difference: interval | p | after Holm | detected "
-    text = [head + "| seeds: interval (SD, n) | cases: interval (n) | d_z over cases |", "|" + "---|" * 10]
+    head = "| network | data | second less first | difference: interval | p | after Holm | detected | detectable from "
+    text = [head + "| seeds: interval (SD, n) | cases: interval (n) | d_z over cases |", "|" + "---|" * 11]
     for line in lines:
         effect, place, metric = line.effect, line.place, line.metric
         cases = effect.cases
@@ -225,11 +242,17 @@ def _effects_table(lines: Sequence[Line]) -> str:
             f"{place.middle} {MINUS} {line.first} | "
             f"{points(effect.difference, metric)}: {interval(effect.both.low, effect.both.high, metric)} | "
             f"{p_value(effect.both.p)}{line.marks} | {p_value(line.holm_p)} | {_decision(line)} | "
+            f"{_size(line.detectable, metric)} | "
             f"{interval(effect.seed_low, effect.seed_high, metric)} "
             f"({spread(effect.seed_sd, metric)}{len(effect.seeds)}) | "
             f"{interval(cases.low, cases.high, metric)} ({cases.n}) | {signed(cases.cohens_dz, '_mm')} |"
         )
     return "\n".join(text)
+
+
+def _size(value: float, metric: str) -> str:
+    """A difference of either sign."""
+    return UNKNOWN if math.isnan(value) else points(value, metric).removeprefix("+")
 
 
 def _decision(line: Line) -> str:
@@ -255,14 +278,21 @@ def _means_table(measured: Measured) -> str:
     return "\n".join(text)
 
 
-def _design(rows: Sequence[Row]) -> str:
+def _design(measured: Measured) -> str:
+    """What was done, and of the design what was measured alone."""
+    rows = [row for of_place in measured.values() for row in of_place.values()]
     if not rows:
         return ""
     recipe = rows[0].settings["recipe"]
     steps = ", ".join(f"{n:,}" for n in sorted({row.steps for row in rows}))
     contrasts = "; ".join(
-        f"{second} {MINUS} {first}: {meaning}" for (first, second), meaning in {**DECLARED, **EXPLORATORY}.items()
+        f"{second} {MINUS} {first}: {meaning}"
+        for (first, second), meaning in CONTRASTS.items()
+        if {first, second} <= {place.middle for place in measured}
     )
+    rank = next((str(one["rank"]) for row in rows if (one := row.settings["config"]["middle"])["kind"] != "none"), "")
+    off = "; `LoRA off`: trainable linear mappers, nothing trained in the block"
+    off = off if any(place.lora == "none" for place in measured) else ""
     return "\n".join(
         [
             f"- **Data**: {'; '.join(_cases_of(rows))}. Native protocol (the image's own grid, each class by itself), "
@@ -275,9 +305,11 @@ def _design(rows: Sequence[Row]) -> str:
             "bent equally. Random and shuffled blocks are drawn anew for each seed; each row's file holds the block's "
             "SHA-256.",
             "- **Frozen is frozen**: after each training the block's hash is compared with that before.",
-            "- **LoRA**, where nothing is said: rank 8 in the mappers and in the block's query and value projections, "
-            "as in v2; `LoRA off`: trainable linear mappers, nothing trained in the block.",
-            f"- **Contrasts**: {contrasts}.",
+            *(
+                [f"- **LoRA** of rank {rank} in the mappers and in the block's query and value projections{off}."]
+                * bool(rank)
+            ),
+            *([f"- **Contrasts**: {contrasts}."] * bool(contrasts)),
         ]
     )
 

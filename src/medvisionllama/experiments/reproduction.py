@@ -16,7 +16,7 @@ from medvisionllama.experiments.forecast import Forecast, forecast
 from medvisionllama.experiments.launchers import Job, Launcher, launch
 from medvisionllama.experiments.outside import parts_held, score_outside
 from medvisionllama.experiments.paper_tables import TABLES, Budget, Labelled, PaperTable, table_cells
-from medvisionllama.experiments.pretraining import PLANNED_TASK, places_asked, planned_places, study_cells
+from medvisionllama.experiments.pretraining import scope_of, study_cells
 from medvisionllama.experiments.pretraining_page import write_page
 from medvisionllama.experiments.request import Request, sound
 from medvisionllama.experiments.retold import command_of, study_commands
@@ -166,10 +166,8 @@ class Reproduction:
 
     def _write_study(self) -> list[Path]:
         rows = self.rows().values()
-        asked = places_asked([labelled.cell for labelled in self.labelled], rows)
-        digest = splits_digest(self.splits[PLANNED_TASK]) if PLANNED_TASK in self.splits else ""
-        commands = study_commands(self.request, planned=bool(set(asked) & set(planned_places(digest))))
-        return write_page(rows, asked, self.request.out, commands)
+        scope = scope_of([labelled.cell for labelled in self.labelled], rows)
+        return write_page(rows, scope, self.request.out, study_commands(self.request, scope))
 
     @cached_property
     def outside(self) -> list[Entry]:

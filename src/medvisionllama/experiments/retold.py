@@ -6,6 +6,7 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
+from medvisionllama.experiments.pretraining import Scope
 from medvisionllama.experiments.request import Request
 
 GATED = "llama-3.1-8b"  # the papers' own
@@ -37,22 +38,24 @@ def command_of(request: Request) -> str:
     return shlex.join(words)
 
 
-def study_commands(request: Request, planned: bool) -> list[str]:
+def study_commands(request: Request, scope: Scope) -> list[str]:
     """What finishes the study, and asks the papers' own language model.
 
     Args:
         request: What was asked for.
-        planned: Whether the page tells of the planned study, of which the request may be a part.
+        scope: What the page tells of: perhaps the planned study, of which the request may be a part, or beyond which
+            it may go.
     """
     own = [request]
-    if planned:
+    if scope.is_planned:
+        asked = request
         request = replace(
             request, networks=(), middles=(), loras=(), blocks=(), seeds=(), fractions=(), steps=None, device="auto"
         )
         second = replace(
             request, networks=("medvisionllama-u",), middles=("shuffled", "pretrained"), blocks=(SECOND_BLOCK,)
         )
-        own = [request, second]
+        own = [request, second, *([asked] if scope.added else [])]
     gated = replace(request, blocks=((GATED, GATED),), device="cuda")
     return [
         *map(command_of, own),
