@@ -243,3 +243,21 @@ def test_what_is_unknown_is_a_dash_and_a_list_no_brackets(capsys: pytest.Capture
     print_object({"hub_id": None, "gated": False, "width": 4096, "at_hand": ["a", "b"], "files": []}, False)
     values = [line[len("at hand  ") :] for line in capsys.readouterr().out.splitlines()]
     assert values == ["-", "no", "4,096", "a, b", "none"]
+
+
+def test_splits_are_read_or_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_phantom_task(tmp_path / "task", cases=6)
+    names = [f["image"] for f in json.loads((folder / "dataset.json").read_text())["training"]]
+    names = [Path(name).name.removesuffix(".nii.gz") for name in names]
+    write_splits(make_splits(names, seed=5), tmp_path / "splits.json")
+    read = ["splits", str(folder), "--splits", str(tmp_path / "splits.json")]
+    for drawn in (["--seed", "0"], ["--patient", "(.*)"]):
+        assert main([*read, *drawn]) == 2
+        assert "either read or drawn" in capsys.readouterr().err
+    assert main([*read, "--nnunet", str(tmp_path / "nn")]) == 0
+    (final,) = tmp_path.glob("nn/nnUNet_preprocessed/*/splits_final.json")
+    (raw,) = tmp_path.glob("nn/nnUNet_raw/*")
+    # nnU-Net's own splits are read as they are: without its test part, the folder holds the folds' cases alone.
+    capsys.readouterr()
+    assert main(["splits", str(raw), "--splits", str(final)]) == 0
+    assert "0 cases test" in capsys.readouterr().out

@@ -11,9 +11,9 @@ import pytest
 
 from medvisionllama.data.decathlon import read_task
 from medvisionllama.data.nifti import write_label_map
-from medvisionllama.data.nnunet_splits import read_splits_final, splits_final, write_nnunet
+from medvisionllama.data.nnunet_splits import splits_final, write_nnunet
 from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
-from medvisionllama.data.splits import Splits, make_splits
+from medvisionllama.data.splits import Splits, make_splits, read_splits
 from medvisionllama.data.task import Task
 from medvisionllama.errors import InputError
 
@@ -69,9 +69,11 @@ def test_the_folds_are_ours_and_the_test_part_is_in_none(tmp_path: Path) -> None
         assert part == {"train": list(splits.training(fold)), "val": list(splits.validation(fold))}
         assert not set(part["train"]) & set(part["val"])
         assert not set(splits.test) & {*part["train"], *part["val"]}
-    back = read_splits_final(content, splits.test)
+    back = Splits.from_nnunet(content, splits.test)
     assert [set(fold) for fold in back.folds] == [set(fold) for fold in splits.folds]
     assert back.training(0) == splits.training(0)
+    read = read_splits(written.splits)  # by itself it knows no test part
+    assert (read.test, read.folds) == ((), back.folds)
 
 
 def test_few_shot_trains_on_the_cases_we_train_on() -> None:
@@ -125,11 +127,26 @@ def test_what_cannot_be_written_is_told(tmp_path: Path) -> None:
     gap = Task(task.name, task.folder, task.modalities, {1: "Anterior", 4: "Posterior"}, task.cases)
     with pytest.raises(InputError, match="without a gap"):
         write_nnunet(gap, splits, tmp_path / "out", 4)
-    with pytest.raises(InputError, match="twice"):
-        read_splits_final([{"train": ["b"], "val": ["a"]}, {"train": ["b"], "val": ["a"]}])
     other = make_splits(["a", "b", "c"])
     with pytest.raises(InputError, match="not in the"):
         write_nnunet(task, other, tmp_path / "out", 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ([{"train": ["b"], "val": ["a"]}, {"train": ["b"], "val": ["a"]}], "validate a case twice"),
+        ([{"train": ["b"], "val": ["a"]}, {"train": ["a", "c"], "val": ["b"]}], "fold 1 of .* got a difference in c"),
+        ([{"train": [], "val": ["a"]}, {"train": ["a"], "val": ["b"]}], "fold 0 of .* got a difference in b"),
+        ([{"val": ["a"]}], "cannot be understood: got KeyError"),
+        (["a", "b"], "cannot be understood: got TypeError"),
+        ([{"train": 3, "val": ["a"]}], "cannot be understood: got TypeError"),
+    ],
+)
+def test_folds_of_nnunet_that_are_none_are_refused(content: list, told: str, tmp_path: Path) -> None:
+    (tmp_path / "splits_final.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=told):
+        read_splits(tmp_path / "splits_final.json")
 
 
 @pytest.mark.real_data

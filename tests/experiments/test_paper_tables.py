@@ -279,6 +279,8 @@ def test_a_dry_run_knows_the_pace_of_rows(phantom: Path, tmp_path: Path) -> None
     longer = Reproduction(replace(request, steps=1000)).forecast()
     assert longer.hours == pytest.approx(4 * 1000 * 0.36 / 3600)
     assert longer.basis == "the pace of rows already measured"
+    elsewhere = Reproduction(replace(request, steps=1000, device="cuda:1")).forecast()
+    assert elsewhere.basis.startswith("counted operations"), "a CPU's pace says nothing of a GPU"
     assert not longer.missing or "minilm" not in " ".join(longer.missing)
 
 

@@ -60,6 +60,8 @@ REFUSED = [
     (STUDY, {"grid": 64, "folds": (0,), "recipe": "x"}, "--grid, --folds, --recipe is of the papers' tables"),
     (STUDY, {"predictions": (("x", Path("x")),)}, "--predictions is of the papers' tables"),
     (STUDY, {"middles": ("nosuch",)}, "no such cell in the study"),
+    (STUDY, {"networks": ("unet",)}, "no such cell in the study: got unet"),
+    ("v2-T2", {"device": "cuda:7x"}, "no device is called 'cuda:7x'"),
     (STUDY, {"blocks": (("a/b", "minilm-l6"),)}, "part of its files' names: got --block a/b=minilm-l6"),
     (STUDY, {"blocks": (("", "minilm-l6"),)}, "expected LABEL=SOURCE, a LABEL without slashes"),
 ]
@@ -69,6 +71,12 @@ REFUSED = [
 def test_what_cannot_be_meant_is_refused_at_once(ask: Ask, table: str, given: dict[str, Any], told: str) -> None:
     with pytest.raises(InputError, match=told):
         Reproduction(ask(table, **given), may_lack_tasks=True).forecast()
+
+
+@pytest.mark.parametrize("typed", ["x", "=x", "x="])
+def test_predictions_need_name_and_folder(typed: str, phantom: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "v2-T2", "--tasks", str(phantom), "--predictions", typed]) == 2
+    assert f"--predictions {typed}: expected NAME=FOLDER" in capsys.readouterr().err
 
 
 def test_two_tasks_of_one_name_are_refused(ask: Ask, phantom: Path, tmp_path: Path) -> None:

@@ -92,6 +92,9 @@ def test_what_differed_tells_recipe_grid_and_other_programs() -> None:
     assert "optimizer adamw, not adam" in said("v2-T2", recipe="native")
     assert "the paper 64x64x40, 128x128x80, 240x240x156" in said("v1-B2")
     assert "**nnU-Net v2**: label maps of another program" in said("v2-T2", ["nnU-Net v2"])
+    assert "UNETR**: no such network here yet" in said("v2-T3")
+    assert "UNETR**: no such network" not in said("v2-T3", outside=["UNETR"])  # theirs stands in the row
+    assert "TransUNet**: no such network" in said("v2-T3", outside=["UNETR"])
 
 
 def test_both_data_tables_tell_whose_counts_differ() -> None:

@@ -15,7 +15,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = add_command(commands, common, "plan", "Plan a task from its training part.")
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="plan.json to write")
-    parser.add_argument("--splits", type=Path, help="splits.json (default: drawn with seed 0)")
+    parser.add_argument("--splits", type=Path, help="splits.json, or nnU-Net's (default: drawn with seed 0)")
     parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--protocol", choices=("native", "paper"), default="native")
     parser.add_argument("--grid", type=positive, default=128, help="edge of the paper protocol's grid")

@@ -134,7 +134,7 @@ def _labelled(text: str) -> tuple[str, str]:
 
 def _named_folder(text: str) -> tuple[str, Path]:
     name, equals, folder = text.partition("=")
-    if not equals:
+    if not equals or not name or not folder:
         raise InputError(f"--predictions {text}", expected="NAME=FOLDER")
     return name, Path(folder)
 

@@ -16,8 +16,8 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     help_text = "Draw which cases test, train and validate; write them for nnU-Net v2 too."
     parser = add_command(commands, common, "splits", help_text)
     parser.add_argument("dataset", type=Path, help="a data set's folder")
-    parser.add_argument("--splits", type=Path, help="splits.json to take instead of drawing")
-    parser.add_argument("--seed", type=int, default=0, help="what they are drawn from (default: %(default)s)")
+    parser.add_argument("--splits", type=Path, help="splits.json, or nnU-Net's, to take instead of drawing")
+    parser.add_argument("--seed", type=int, help="what they are drawn from (default: 0)")
     parser.add_argument("--patient", metavar="PATTERN", help="regular expression that finds the patient in a name")
     parser.add_argument("--out", type=Path, help="splits.json to write")
     parser.add_argument("--nnunet", type=Path, metavar="DIR", help="write nnUNet_raw and nnUNet_preprocessed there")
@@ -35,10 +35,12 @@ def _splits(options: argparse.Namespace) -> int:
     task = read_task(options.dataset)
     names = [case.name for case in task.cases]
     if options.splits:
+        if options.seed is not None or options.patient is not None:
+            raise InputError("splits are either read or drawn", got="--splits with --seed or --patient")
         splits = read_splits(options.splits)
         splits.verify(names)
     else:
-        splits = make_splits(names, seed=options.seed, patient_of=options.patient)
+        splits = make_splits(names, seed=options.seed or 0, patient_of=options.patient)
     if options.out:
         if options.out.exists():
             raise InputError(f"{options.out} is there already", mend="Name another file.")

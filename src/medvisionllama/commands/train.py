@@ -39,7 +39,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe", help="native, native-long, nnunet, paper-v1, paper-v2, or a YAML file (default: by protocol)"
     )
-    parser.add_argument("--splits", type=Path, help="splits.json (default: drawn with seed 0)")
+    parser.add_argument("--splits", type=Path, help="splits.json, or nnU-Net's (default: drawn with seed 0)")
     parser.add_argument(
         "--patient", metavar="PATTERN", help="regular expression that finds the patient in a case's name"
     )

@@ -15,7 +15,7 @@ anew with that number. No prediction ever holds it, so that scores are the same.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,19 +96,6 @@ def splits_final(splits: Splits, fraction: float = 1.0) -> list[dict[str, list[s
         {"train": list(splits.training(fold, fraction)), "val": list(splits.validation(fold))}
         for fold in range(len(splits.folds))
     ]
-
-
-def read_splits_final(content: Sequence[dict[str, Sequence[str]]], test: Sequence[str] = ()) -> Splits:
-    """Splits from nnU-Net's form, which knows no test part and no patients: every case is a patient of its own.
-
-    Raises:
-        InputError: Two folds validate the same case.
-    """
-    folds = tuple(tuple(sorted(fold["val"])) for fold in content)
-    cases = [*test, *(case for fold in folds for case in fold)]
-    if len(set(cases)) < len(cases):
-        raise InputError("nnU-Net's splits validate a case twice, which no folds do", mend="Make them anew.")
-    return Splits(0, tuple(test), folds, {case: case for case in cases})
 
 
 def _description(task: Task, training: int) -> dict[str, Any]:

@@ -115,6 +115,38 @@ class Splits:
         cases = [*test, *(case for fold in folds for case in fold)]
         return cls(seed, test, folds, {case: named.get(case, case) for case in cases})
 
+    @classmethod
+    def from_nnunet(cls, content: Sequence[Any], test: Sequence[str] = (), where: str = "the splits") -> Splits:
+        """Folds from nnU-Net's ``splits_final.json``, which knows no test part and no patients.
+
+        Every case is a patient of its own; a fold trains on what the other folds validate.
+
+        Raises:
+            InputError: Something is of another form, a case is validated twice, or a fold trains on other cases.
+        """
+        try:
+            folds = tuple(tuple(sorted(str(case) for case in fold["val"])) for fold in content)
+            trained = [{str(case) for case in fold["train"]} for fold in content]
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"{where} cannot be understood",
+                got=f"{type(error).__name__}: {error}",
+                expected="a list with train and val for each fold, as nnU-Net has it",
+                mend="Make the splits anew.",
+            ) from error
+        cases = [*test, *(case for fold in folds for case in fold)]
+        if len(set(cases)) < len(cases):
+            raise InputError(f"{where} validate a case twice, which no folds do", mend="Make them anew.")
+        for number, cases_trained in enumerate(trained):
+            others = {case for other, fold in enumerate(folds) if other != number for case in fold}
+            if odd := sorted(cases_trained ^ others):
+                raise InputError(
+                    f"fold {number} of {where} does not train on what the other folds validate",
+                    got=f"a difference in {', '.join(odd[:5])}{' and more' if len(odd) > 5 else ''}",
+                    mend="Give all folds in one file; a share of the cases is asked for with --fraction.",
+                )
+        return cls(0, tuple(test), folds, {case: case for case in cases})
+
     def _refuse_unknown(self, fold: int) -> None:
         if not 0 <= fold < len(self.folds):
             raise InputError("no such fold", got=str(fold), expected=f"0 to {len(self.folds) - 1}")
@@ -175,12 +207,14 @@ def write_splits(splits: Splits, path: Path | str) -> None:
 
 
 def read_splits(path: Path | str) -> Splits:
-    """Read ``splits.json``; :meth:`Splits.verify` then compares it with a task.
+    """Read ``splits.json``, or nnU-Net's ``splits_final.json``; :meth:`Splits.verify` then compares it with a task.
 
     Raises:
         InputError: The file is missing, is not JSON, or holds no splits.
     """
     content = read_json(Path(path))
+    if isinstance(content, list) and content:
+        return Splits.from_nnunet(content, where=str(path))
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no splits", expected="an object with seed, test, folds and patients")
     return Splits.from_dict(content, where=str(path))

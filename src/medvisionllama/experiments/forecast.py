@@ -106,7 +106,8 @@ def forecast(
     """
     to_do = [cell for cell in work.cells if cell.key not in rows]
     left = [cell for cell in to_do if _has_shape(cell, work)]
-    paces = _paces(rows.values())
+    on_gpu = _on_gpu(work)
+    paces = _paces([row for row in rows.values() if (row.content["environment"]["device"] != "cpu") == on_gpu])
     speed = _speed(work)
     seconds, known = 0.0, 0
     for cell in left:
@@ -202,9 +203,13 @@ def _cost(config: NetworkConfig, edge: int, cache: Path | None) -> ForwardCost:
 
 def _speed(work: Work) -> float:
     """Operations a second of one worker, assumed: a measurement would tell of the machine's other work."""
-    if work.device.startswith("cuda") or (work.device == "auto" and torch.cuda.is_available()):
+    if _on_gpu(work):
         return OPERATIONS_A_SECOND_OF_A_GPU
     return OPERATIONS_A_SECOND_OF_A_CORE * (work.threads or os.cpu_count() or 1)
+
+
+def _on_gpu(work: Work) -> bool:
+    return work.device.startswith("cuda") or (work.device == "auto" and torch.cuda.is_available())
 
 
 def _missing_blocks(cells: Sequence[Cell], work: Work) -> dict[str, str]:

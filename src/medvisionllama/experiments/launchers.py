@@ -27,7 +27,6 @@ from medvisionllama.listener import Listener
 from medvisionllama.run_folder import write_text
 
 Launcher = Literal["local", "slurm", "slurm-local", "slurm-script", "ray"]
-LAUNCHERS: tuple[Launcher, ...] = ("local", "slurm", "slurm-local", "slurm-script", "ray")
 
 
 @dataclass(frozen=True)

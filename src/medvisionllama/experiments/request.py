@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 from medvisionllama.errors import InputError
 from medvisionllama.experiments.paper_tables import TABLES, block_label
 from medvisionllama.experiments.pretraining import NAME
@@ -92,6 +94,7 @@ def sound(request: Request) -> Request:
     if request.table == NAME:
         blocks = tuple((block_label(source) if label == source else label, source) for label, source in blocks)
     _refuse_blocks(request, blocks)
+    _refuse_unnamed_device(request.device)
     _refuse_twice("another program's row", [name for name, _ in request.predictions], "Give each a name of its own.")
     return replace(
         request,
@@ -103,6 +106,14 @@ def sound(request: Request) -> Request:
         middles=_once(request.middles),
         loras=_once(request.loras),
     )
+
+
+def _refuse_unnamed_device(name: str) -> None:
+    """A name that no machine has; whether this one has the device is seen when it is used, perhaps elsewhere."""
+    try:
+        _ = name == "auto" or torch.device(name)
+    except RuntimeError:
+        raise InputError(f"no device is called {name!r}", expected="auto, cpu, cuda, cuda:1 ...") from None
 
 
 def _refuse_misplaced(request: Request) -> None:

@@ -63,8 +63,9 @@ def differences_of(
         f"**Seeds**: {', '.join(str(seed) for seed in sorted({x.cell.seed for x in cells}))}; fold "
         f"{', '.join(str(fold) for fold in sorted({x.cell.fold for x in cells}))}.",
     ]
+    absent = [printed for printed in table.absent if printed not in outside]
     said += [f"**{name}**: {OTHERS_TRAINING}" for name in outside]
-    said += [f"**{printed}**: no such network here yet; nothing stands in for it." for printed in table.absent]
+    said += [f"**{printed}**: no such network here yet; nothing stands in for it." for printed in absent]
     return said
 
 
