@@ -143,6 +143,8 @@ def test_a_control_group_gives_less_than_the_machine_has(tmp_path: Path) -> None
     say("sys/fs/cgroup/job/memory.max", "40960\n")
     say("sys/fs/cgroup/job/memory.current", "30720\n")
     assert module.available_memory(tmp_path) == 10 * 1024, "the group it is in"
+    say("sys/fs/cgroup/job/memory.stat", "anon 5\ninactive_file 2048\nworkingset_inactive_file 9\n")
+    assert module.available_memory(tmp_path) == 12 * 1024, "what was read from files can be dropped"
     say("sys/fs/cgroup/job/step/memory.max", "2048\n")
     assert module.available_memory(tmp_path) == 1024
     say("proc/meminfo", "MemAvailable: 0 kB\n")
@@ -163,6 +165,8 @@ def test_a_control_group_of_version_1_does_too(tmp_path: Path) -> None:
     say("sys/fs/cgroup/memory/job/memory.limit_in_bytes", "40960\n")
     say("sys/fs/cgroup/memory/job/memory.usage_in_bytes", "30720\n")
     assert module.available_memory(tmp_path) == 10 * 1024, "the group it is in"
+    say("sys/fs/cgroup/memory/job/memory.stat", "inactive_file 1\ntotal_inactive_file 4096\n")
+    assert module.available_memory(tmp_path) == 14 * 1024, "what was read from files can be dropped"
     say("sys/fs/cgroup/memory/job/step/memory.limit_in_bytes", "2048\n")
     say("sys/fs/cgroup/memory/job/step/memory.usage_in_bytes", "1024\n")
     assert module.available_memory(tmp_path) == 1024

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from medvisionllama.data.splits import read_splits
 from medvisionllama.errors import InputError
-from medvisionllama.experiments.cells import Cell, completed
+from medvisionllama.experiments.cells import Cell, completed, splits_digest
 from medvisionllama.experiments.pretraining import (
     MIDDLES,
     NETWORKS,
+    PLANNED_SPLITS,
     RECIPE,
     Scope,
     place_of,
@@ -132,7 +134,7 @@ def test_the_page_says_what_was_found_and_what_is_missing(tmp_path: Path) -> Non
         "neither." in page
     )
     assert "30 of 120 planned cells are measured." in page
-    assert "**Provisional**: 90 of 120 cells are not measured yet. The number of seeds was set before the first" in page
+    assert "**Provisional**: 90 of 120 planned cells are not measured yet. The number of seeds was set before" in page
     assert "| medvisionllama-u, minilm-l6 | Task04 10% | pretrained | 3, 4 |" in page
     assert "minilm-l6 (a block of 1,500 parameters)" in page  # 2,000 are frozen around it, 500 of them in mappers
     assert "0.3 hours of training" in page  # 30 rows of 36 s
@@ -191,17 +193,19 @@ def test_a_block_from_elsewhere_is_another_stage(tmp_path: Path) -> None:
 
 def test_what_is_asked_for_is_the_whole_plan_where_it_is_a_part_of_it(tmp_path: Path) -> None:
     asked = study_cells(TASK, networks=["medvisionllama-u"], seeds=(7,), fractions=(0.1,))
-    scope = scope_of(asked, [])
+    scope = scope_of(asked, [], "a split")
     assert sum(map(len, scope.places.values())) == 120 + 5
-    assert (scope.declared, scope.added, scope.is_planned) == (planned_places("a split"), 5, True)
+    assert (scope.declared, scope.is_planned) == (planned_places("a split"), True)
+    assert sorted(scope.added.values()) == [[7]] * 5
     own = study_cells([("Task09_Spleen", "s")], seeds=(0,))
-    scope = scope_of(own, [])
+    scope = scope_of(own, [], "a split")
     assert sum(map(len, scope.places.values())) == len(own)
-    assert (scope.declared, scope.added, scope.is_planned) == (scope.places, 0, False)
+    assert (scope.declared, scope.added, scope.is_planned) == (scope.places, {}, False)
+    assert not scope_of(asked, []).is_planned, "another split is another study"
     # Where the second block lies is known from its rows.
     options = {"networks": ["medvisionllama-u"], "middles": ["pretrained"], "blocks": [("stories260K", "elsewhere")]}
     rows = [make_row(c, tmp_path, {"validation": scores(0.5)}) for c in study_cells(TASK, seeds=(0,), **options)]  # type: ignore[arg-type]
-    assert set(by_place(rows)) <= set(scope_of(asked, rows).places)
+    assert set(by_place(rows)) <= set(scope_of(asked, rows, "a split").planned)
     assert not set(by_place(rows)) & set(planned_places("a split"))
 
 
@@ -222,8 +226,8 @@ def test_what_was_not_planned_is_exploratory(tmp_path: Path) -> None:
     rows = study_rows(tmp_path / "planned", 0.01)
     more = study_cells(TASK, networks=["medvisionllama-u"], seeds=(0, 1, 2), fractions=(0.3,))
     more_rows = [make_row(c, tmp_path / "more", {"validation": scores(0.6, seed=n)}) for n, c in enumerate(more)]
-    alone = lines_of(by_place(rows), "validation", "dice", scope_of(study_cells(TASK), rows))
-    scope = scope_of(more, [*rows, *more_rows])
+    alone = lines_of(by_place(rows), "validation", "dice", scope_of(study_cells(TASK), rows, "a split"))
+    scope = scope_of(more, [*rows, *more_rows], "a split")
     widened = lines_of(by_place([*rows, *more_rows]), "validation", "dice", scope)
     assert [line for line in widened if line.declared] == [line for line in alone if line.declared]
     of_more = [line for line in widened if line.place.fraction == 0.3]
@@ -257,3 +261,28 @@ def test_a_difference_is_detectable_from_where_it_would_be_detected(tmp_path: Pa
     assert line(needed + 1e-6).detected
     assert not line(needed - 1e-6).detected
     assert line(needed).detectable == pytest.approx(plain.detectable)
+
+
+def test_the_page_says_the_same_whichever_command_wrote_it_last(tmp_path: Path) -> None:
+    rows = study_rows(tmp_path, 0.0)
+    of_plan, of_part, of_other = (
+        scope_of(cells, rows, "a split")
+        for cells in (study_cells(TASK), study_cells(TASK, seeds=(1,)), study_cells([("Task09_Spleen", "s")]))
+    )
+    assert of_plan == of_part
+    assert (of_other.declared, of_other.is_planned) == (of_plan.declared, True)
+    measured = by_place(rows)
+    declared = [x for x in lines_of(measured, "validation", "dice", of_plan) if x.declared]
+    assert len(declared) == 4
+    assert declared == [x for x in lines_of(measured, "validation", "dice", of_other) if x.declared]
+
+
+def test_a_seed_that_was_measured_beyond_the_plan_is_told_without_being_asked_for(tmp_path: Path) -> None:
+    cells = study_cells(TASK, networks=["medvisionllama-u"], middles=["pretrained"], seeds=(5,), fractions=(1.0,))
+    rows = [make_row(cell, tmp_path, {"validation": scores(0.5)}) for cell in cells]
+    assert list(scope_of(study_cells(TASK), rows, "a split").added.values()) == [[5]]
+
+
+def test_the_plan_is_of_the_committed_split() -> None:
+    root = Path(__file__).parents[2]
+    assert splits_digest(read_splits(root / "docs/results/task04-native/splits.json")) == PLANNED_SPLITS

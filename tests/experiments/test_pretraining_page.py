@@ -84,7 +84,7 @@ def test_the_page_tells_of_what_was_measured_and_names_the_rest(tmp_path: Path) 
     for absent in (f"pretrained {MINUS} trained", f"pretrained {MINUS} random:", "LoRA off"):
         assert absent not in page
     assert "neither planned here nor measured: `--middles random trained`, `--lora none`." in page
-    assert "Every frozen block holds adapters that train" in page
+    assert "The frozen blocks hold adapters that train (minilm-l6: 0 numbers)" in page
 
 
 def test_with_adapters_off_measured_the_page_says_what_that_means(tmp_path: Path) -> None:
@@ -93,17 +93,43 @@ def test_with_adapters_off_measured_the_page_says_what_that_means(tmp_path: Path
     )
     page = page_of([make_row(cell, tmp_path, {"validation": scores(0.7, seed=cell.seed)}) for cell in cells], tmp_path)
     assert "`LoRA off`: trainable linear mappers" in page
-    assert "Every frozen block holds adapters" not in page
+    assert "The frozen blocks hold adapters" not in page
+    assert "- **LoRA**: `LoRA off`" in page, "and no other"
     assert "`--lora none`" not in page
 
 
 def test_more_than_the_plan_is_told(tmp_path: Path) -> None:
     rows = study_rows(tmp_path / "rows", 0.0, seeds=(0, 1))
     asked = study_cells(TASK, networks=["medvisionllama-u"], seeds=(7,), fractions=(0.1,))
-    write_page(rows, scope_of(asked, rows), tmp_path, ["the command"])
+    write_page(rows, scope_of(asked, rows, "a split"), tmp_path, ["the command"])
     page = (tmp_path / "README.md").read_text()
-    assert "**Provisional**: 105 of 125 cells are not measured yet. **5 cells of these are beyond the plan.**" in page
+    assert "**Provisional**: 100 of 120 planned cells are not measured yet." in page
+    assert "**Beyond the plan** 5 cells more asked for or measured." in page
+    assert "Seeds beyond the plan enter the comparisons of planned places" in page
     assert "set before the first" not in page
+    assert "20 of 120 planned cells are measured. Beyond the plan 0 of 5 are." in page
+
+
+def test_other_places_than_planned_are_exploratory_and_told(tmp_path: Path) -> None:
+    rows = study_rows(tmp_path / "rows", 0.0, seeds=(0, 1))
+    more = study_cells(TASK, networks=["medvisionllama-u"], middles=["shuffled", "pretrained"], fractions=(0.3,))
+    rows += [make_row(cell, tmp_path / "more", {"validation": scores(0.7, seed=cell.seed)}) for cell in more]
+    write_page(rows, scope_of(more, rows, "a split"), tmp_path, ["the command"])
+    page = (tmp_path / "README.md").read_text()
+    assert "**minilm-l6 on Task04_Hippocampus, 1,000 steps** (exploratory). Of 1 comparison" in page
+    assert "Seeds beyond the plan enter" not in page
+    assert "Beyond the plan 10 of 10 are." in page
+
+
+def test_a_study_of_ones_own_has_no_history_of_ours(tmp_path: Path) -> None:
+    cells = study_cells([("Task09_Spleen", "s")], networks=["medvisionllama-u"], middles=["shuffled", "pretrained"])
+    rows = [make_row(cell, tmp_path / "rows", {"validation": scores(0.7, seed=cell.seed)}) for cell in cells[:4]]
+    write_page(rows, scope_of(cells, rows), tmp_path, ["the command"])
+    page = (tmp_path / "README.md").read_text()
+    assert "16 of 20 planned cells are not measured yet. What is said here" in page
+    for ours in ("When these rules were set", "set before the first", "with mappers alone", "with random weights"):
+        assert ours not in page
+    assert "One network is trained around the frozen block (with its pre-trained weights; with the same entries" in page
 
 
 def test_what_passes_the_block_is_a_table(tmp_path: Path) -> None:

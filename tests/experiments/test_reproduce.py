@@ -62,6 +62,7 @@ REFUSED = [
     (STUDY, {"middles": ("nosuch",)}, "no such cell in the study"),
     (STUDY, {"networks": ("unet",)}, "no such cell in the study: got unet"),
     ("v2-T2", {"device": "cuda:7x"}, "no device is called 'cuda:7x'"),
+    ("v2-T2", {"device": "cuda:200"}, "no device is called 'cuda:200'"),
     (STUDY, {"blocks": (("a/b", "minilm-l6"),)}, "part of its files' names: got --block a/b=minilm-l6"),
     (STUDY, {"blocks": (("", "minilm-l6"),)}, "expected LABEL=SOURCE, a LABEL without slashes"),
 ]

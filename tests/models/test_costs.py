@@ -10,7 +10,7 @@ from medvisionllama.errors import InputError
 from medvisionllama.language.catalog import CATALOG
 from medvisionllama.language.store import ModelStore
 from medvisionllama.models import costs
-from medvisionllama.models.costs import cost_of, forward_cost_of, kept_bytes_of
+from medvisionllama.models.costs import Kept, cost_of, forward_cost_of, kept_of
 from medvisionllama.models.medvisionllama import ModelConfig, build
 from medvisionllama.models.zoo import named, with_block
 from medvisionllama.run_folder import write_json
@@ -57,16 +57,20 @@ def really_kept(config: ModelConfig, volumes: int, *, half_precision: bool) -> i
 def test_kept_bytes_are_what_a_step_on_a_cpu_keeps(name: str, size: tuple[int, int, int]) -> None:
     config = replace(named(name), input_size=size, depth=1)
     truth = really_kept(config, 1, half_precision=False)
-    assert cost_of(config).kept_bytes == kept_bytes_of(config) == truth
-    halved = really_kept(config, 2, half_precision=True) - really_kept(config, 1, half_precision=True)
-    assert kept_bytes_of(config, half_precision=True) == halved
-    assert 0.4 * truth < halved < truth
+    assert cost_of(config).kept_bytes == truth
+    assert kept_of(config) == Kept(truth, 0)
+    halved = kept_of(config, half_precision=True)
+    one, two, three = (really_kept(config, volumes, half_precision=True) for volumes in (1, 2, 3))
+    assert (halved.each_volume, halved.once) == pytest.approx((two - one, 2 * one - two), rel=0.01)
+    assert halved.once + 3 * halved.each_volume == pytest.approx(three, rel=0.01)
+    assert 0.4 * truth < halved.each_volume < truth
+    assert 0 < halved.once < cost_of(config).weight_bytes
 
 
 def test_scores_are_kept_in_bfloat16_where_attention_is_two_products() -> None:
     """ViT-Baseline at 64^3: 512 tokens, whose scores the fused kernel of float32 never holds."""
     config, layers, heads, scores = named("vit-baseline"), 16, 4, 512**2
-    plain, halved = (kept_bytes_of(config, (64, 64, 64), half_precision=half) for half in (False, True))
+    plain, halved = (kept_of(config, (64, 64, 64), half_precision=half).each_volume for half in (False, True))
     assert halved - plain / 2 > layers * heads * scores * 2
     assert halved > plain
 

@@ -19,6 +19,7 @@ from medvisionllama.commands.options import (
     whole,
 )
 from medvisionllama.commands.printing import tell_scores
+from medvisionllama.errors import InputError
 
 if TYPE_CHECKING:
     from medvisionllama.machine import Machine
@@ -93,6 +94,8 @@ def _train_folds(options: argparse.Namespace, machine: Machine) -> dict[str, dic
     from medvisionllama.data.splits import make_splits, read_splits
     from medvisionllama.run import like_sibling, train_run
 
+    if options.splits and options.patient is not None:
+        raise InputError("splits are either read or drawn", got="--splits with --patient")
     names = [case.name for case in read_task(options.dataset).cases]
     splits = read_splits(options.splits) if options.splits else make_splits(names, patient_of=options.patient)
     named = _named_settings(options)

@@ -247,10 +247,11 @@ def _affordable(needs: Sequence[_Need], processes: int) -> int:
     return min(processes, len(needs), in_memory)
 
 
-# Of control groups in version 2, which name no controller, and in version 1: where they lie, limit and usage.
+# Of control groups in version 2, which name no controller, and in version 1: where they lie, limit and usage, and what
+# in their memory.stat counts files that were read and can be dropped, which the usage holds.
 _MEMORY_FILES = {
-    "": ("", "memory.max", "memory.current"),
-    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    "": ("", "memory.max", "memory.current", "inactive_file "),
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "),
 }
 
 
@@ -267,12 +268,13 @@ def available_memory(root: Path = Path("/")) -> int | None:
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, group = line.split(":", 2)
         for controller in _MEMORY_FILES.keys() & set(controllers.split(",")):
-            mount, limit, usage = _MEMORY_FILES[controller]
+            mount, limit, usage, droppable = _MEMORY_FILES[controller]
             folder = root / "sys/fs/cgroup" / mount / group.lstrip("/")
             for level in (folder, *folder.parents):  # a group has no more than the one it is in
                 most, used = _text(level / limit).strip(), _text(level / usage).strip()
                 if most.isdigit() and used.isdigit():
-                    found.append(max(0, int(most) - int(used)))
+                    files = [line for line in _text(level / "memory.stat").splitlines() if line.startswith(droppable)]
+                    found.append(max(0, int(most) - int(used) + sum(int(line.split()[1]) for line in files)))
     return min(found, default=None)
 
 

@@ -107,7 +107,9 @@ def forecast(
     to_do = [cell for cell in work.cells if cell.key not in rows]
     left = [cell for cell in to_do if _has_shape(cell, work)]
     on_gpu = _on_gpu(work)
-    paces = _paces([row for row in rows.values() if (row.content["environment"]["device"] != "cpu") == on_gpu])
+    paces = _paces(
+        [row for row in rows.values() if (row.content["environment"].get("device", "cpu") != "cpu") == on_gpu]
+    )
     speed = _speed(work)
     seconds, known = 0.0, 0
     for cell in left:
@@ -206,6 +208,10 @@ def _speed(work: Work) -> float:
     if _on_gpu(work):
         return OPERATIONS_A_SECOND_OF_A_GPU
     return OPERATIONS_A_SECOND_OF_A_CORE * (work.threads or os.cpu_count() or 1)
+
+
+def _was_on_gpu(row: Row) -> bool:
+    return bool(row.content["environment"].get("device", "cpu") != "cpu")
 
 
 def _on_gpu(work: Work) -> bool:

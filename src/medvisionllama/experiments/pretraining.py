@@ -26,6 +26,7 @@ from medvisionllama.run_folder import to_json
 
 NAME = "does-pretraining-matter"
 PLANNED_TASK = "Task04_Hippocampus"
+PLANNED_SPLITS = "3602b65f62703d00"  # digest of docs/results/task04-native/splits.json
 MIDDLES = ("none", "identity", "random", "random-matched", "shuffled", "pretrained", "trained")
 NETWORKS = {"medvisionllama-u": "vit-u", "medvisionllama": "vit-baseline"}  # to what each is without a middle
 LORAS = ("both", "none")
@@ -250,7 +251,7 @@ class Scope:
     """What a page tells of.
 
     Attributes:
-        places: Places with the seeds wanted of them: planned, or asked for.
+        places: Places with the seeds told of: planned, asked for, or measured.
         declared: Those of them that stood before anything was measured; None where all do. Comparisons with others are
             exploratory, and seeds beyond these were added later.
         is_planned: Whether it is the planned study, or more than that.
@@ -261,32 +262,42 @@ class Scope:
     is_planned: bool = False
 
     @property
-    def added(self) -> int:
-        """How many cells are told of that were not declared."""
-        if self.declared is None:
-            return 0
-        return sum(len(set(seeds) - set(self.declared.get(place, ()))) for place, seeds in self.places.items())
+    def planned(self) -> Mapping[Place, Collection[int]]:
+        """What was declared, all of it where nothing was added."""
+        return self.places if self.declared is None else self.declared
+
+    @property
+    def added(self) -> dict[Place, list[int]]:
+        """The seeds of each place that are told of and were not declared."""
+        added = {place: sorted(set(seeds) - set(self.planned.get(place, ()))) for place, seeds in self.places.items()}
+        return {place: seeds for place, seeds in added.items() if seeds}
 
 
-def scope_of(cells: Sequence[Cell], rows: Collection[Row]) -> Scope:
-    """What a page tells of: what was asked for; where that or what is there is of the planned study, all of that.
+def scope_of(cells: Sequence[Cell], rows: Collection[Row], splits: str = PLANNED_SPLITS) -> Scope:
+    """What a page tells of: what was asked for or measured; where that is of the planned study, all of that.
+
+    So the page says the same of what is there, whichever command wrote it last.
 
     Args:
         cells: Asked for.
-        rows: What was measured already: it tells where a language model came from that is planned, but not asked for.
+        rows: What was measured already.
+        splits: Digest of the planned study's.
     """
-    asked = _places_of(cells)
-    splits = next((cell.splits for cell in cells if cell.task == PLANNED_TASK), None)
-    if splits is None:
-        return Scope(asked, asked)
+    told = _places_of(cells)
+    for row in rows:
+        place = place_of(row.settings, row.model, row.block)
+        if place is not None:
+            told.setdefault(place, set()).add(row.seed)
     settings = [(row.block, row.settings) for row in rows] + [(cell.block, cell.settings()) for cell in cells]
     sources = {block: own["config"]["middle"]["block"]["source"] for block, own in settings if block}
     planned = planned_places(splits, sources)
-    there = {place_of(row.settings, row.model, row.block) for row in rows}
-    if not (set(asked) | there) & set(planned):
-        return Scope(asked, asked)
-    both = {place: asked.get(place, set()) | planned.get(place, set()) for place in [*planned, *asked]}
-    return Scope(both, planned, is_planned=True)
+    if not set(told) & set(planned):
+        return Scope(told, told)
+    return Scope(
+        {place: told.get(place, set()) | planned.get(place, set()) for place in [*planned, *told]},
+        planned,
+        is_planned=True,
+    )
 
 
 def _places_of(cells: Sequence[Cell]) -> dict[Place, set[int]]:

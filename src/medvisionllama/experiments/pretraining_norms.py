@@ -13,8 +13,8 @@ from medvisionllama.experiments.rows import Row
 
 READING = """\
 Mean length of a token before and behind the block at the last logged step, averaged over seeds. Behind the block the \
-tokens that entered are added again: where those are much longer, the block has little to say, and what starts it can \
-change little. A network learns how much it lets through."""
+tokens that entered are added again: where those are much longer, what goes on is mostly what entered. How long tokens \
+leave depends on the block's own norms as well: the ratio compares starts of one block, not blocks with one another."""
 
 
 def norms_table(measured: Measured) -> str:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from medvisionllama.experiments.pretraining import LORAS, MIDDLES, Place, Scope, told_apart
 from medvisionllama.experiments.pretraining_contrasts import Line, Measured
 from medvisionllama.experiments.pretraining_wording import counted, data_of, network_of
+from medvisionllama.experiments.retold import GATED
 from medvisionllama.experiments.rows import Row
 
 
 def limits(measured: Measured) -> str:
     """What the numbers do not say, as a list."""
-    sizes = [_size_of_block(block, measured) for block in sorted({place.block for place in measured if place.block})]
+    blocks = sorted({place.block for place in measured if place.block})
+    sizes = [_size_of_block(block, measured) for block in blocks]
     tasks = sorted({place.task for place in measured})
     seeds = sorted({seed for rows in measured.values() for seed in rows})
     return "\n".join(
         [
             f"- It speaks of {' and '.join(sizes) or 'no block yet'}, on {' and '.join(tasks) or 'no task yet'}, at "
-            "this budget. Small blocks cannot answer for Llama-3.1-8B; the command for it is below.",
+            "this budget."
+            + ("" if GATED in blocks else f" Small blocks cannot answer for {GATED}; the command for it is below."),
             f"- {_few(len(seeds))} One split: another would move all means, and the differences by an unknown amount.",
             "- No detection is no proof of no effect: read the interval for the effects that remain possible.",
             *_adapters(measured),
@@ -30,23 +33,29 @@ def limits(measured: Measured) -> str:
 
 
 def _adapters(measured: Measured) -> list[str]:
-    """That what trains inside the block may repair a destroyed one, unless that was measured apart."""
-    with_block = [place for place in measured if place.middle not in ("none", "identity")]
-    if any(place.lora == "none" for place in with_block) or not with_block:
+    """That what trains inside a frozen block may repair a destroyed one, but of blocks that were measured without."""
+    frozen = [place for place in measured if place.middle not in ("none", "identity", "trained")]
+    without = {place.block for place in frozen if place.lora == "none"}
+    blocks = sorted({place.block for place in frozen} - without)
+    if not blocks:
         return []
-    sizes = sorted(
-        {
-            row.content["parameters"]["trainable"] - bare.content["parameters"]["trainable"]
-            for place in with_block
-            for seed, row in measured[place].items()
-            if (bare := measured.get(place.with_middle("identity"), {}).get(seed)) is not None
-        }
-    )
-    numbers = f" ({' or '.join(f'{size:,}' for size in sizes)} numbers)" if sizes else ""
+    named = "; ".join(block + _size_of_adapters(block, measured) for block in blocks)
     return [
-        f"- Every frozen block holds adapters that train{numbers}, as the papers' does. They may repair a destroyed "
+        f"- The frozen blocks hold adapters that train ({named}), as the papers' does. They may repair a destroyed "
         "block, or adapt a pre-trained one: without them nothing was measured."
     ]
+
+
+def _size_of_adapters(block: str, measured: Measured) -> str:
+    """Such as ``: 12 numbers``: all that train less those that do without it; empty where that is not known."""
+    for place, rows in measured.items():
+        bare = measured.get(place.with_middle("identity"), {})
+        shared = set(rows) & set(bare)
+        if place.block == block and place.middle not in ("none", "identity", "trained") and shared:
+            seed = min(shared)
+            trained, without = (of[seed].content["parameters"]["trainable"] for of in (rows, bare))
+            return f": {trained - without:,} numbers"
+    return ""
 
 
 def _few(seeds: int) -> str:
@@ -130,13 +139,15 @@ def _machine(row: Row) -> dict[str, str]:
 
 
 def missing(measured: Measured, scope: Scope, commands: Sequence[str]) -> str:
-    """Which planned cells are left, what of the design was not planned, and the commands that measure them."""
-    gaps = gaps_of(measured, scope)
+    """Which cells are left, what of the design was not planned, and the commands that measure them."""
+    gaps, added = gaps_of(measured, scope.places), scope.added
     apart = told_apart([*{**measured, **scope.places}])
-    total, left = total_of(scope), sum(map(len, gaps.values()))
+    total, left = total_of(scope.planned), total_of(gaps_of(measured, scope.planned))
     text = [
         f"{total - left} of {total} planned cells are measured." if left else f"All {total} planned cells are measured."
     ]
+    if added:
+        text[0] += f" Beyond the plan {total_of(added) - total_of(gaps_of(measured, added))} of {total_of(added)} are."
     if gaps:
         head = ["| network | data | middle | seeds left |", "|" + "---|" * 4]
         text.append(
@@ -152,7 +163,7 @@ def missing(measured: Measured, scope: Scope, commands: Sequence[str]) -> str:
             )
         )
     text += _not_planned([*measured, *scope.places])
-    finish = "These commands measure what is missing and write this page anew" if left else "Made by these commands"
+    finish = "These commands measure what is missing and write this page anew" if gaps else "Made by these commands"
     text.append(f"{finish} (finished cells are skipped):")
     text.append("```\n" + "\n".join(commands) + "\n```")
     sources = {row.content["source"] for of_place in measured.values() for row in of_place.values()}
@@ -173,12 +184,12 @@ def _not_planned(places: Sequence[Place]) -> list[str]:
     return [f"The design has more that is neither planned here nor measured: {', '.join(options)}."] if options else []
 
 
-def gaps_of(measured: Measured, scope: Scope) -> dict[Place, list[int]]:
-    """The seeds that are left of every planned place that is not complete."""
-    gaps = {place: sorted(set(seeds) - set(measured.get(place, {}))) for place, seeds in scope.places.items()}
+def gaps_of(measured: Measured, wanted: Mapping[Place, Collection[int]]) -> dict[Place, list[int]]:
+    """The seeds that are left of every place that is not complete."""
+    gaps = {place: sorted(set(seeds) - set(measured.get(place, {}))) for place, seeds in wanted.items()}
     return {place: seeds for place, seeds in gaps.items() if seeds}
 
 
-def total_of(scope: Scope) -> int:
-    """How many cells are planned."""
-    return sum(len(set(seeds)) for seeds in scope.places.values())
+def total_of(places: Mapping[Place, Collection[int]]) -> int:
+    """How many cells these are."""
+    return sum(len(set(seeds)) for seeds in places.values())

@@ -32,10 +32,12 @@ follows a gain of pre-training. They compare with the network *without the whole
 pre-training. The question here: **does the same network segment better around the pre-trained layer than around the \
 same layer with its pre-training destroyed**, at equal steps, data and seeds?"""
 
-DONE = """\
-One network is trained with nothing in between, with mappers alone, and around the block frozen at several starts: its \
-pre-trained weights, the same entries shuffled within each tensor, and random weights with each tensor's mean and SD. \
-What differs between the last three alone is pre-training."""
+STARTS = {
+    "pretrained": "with its pre-trained weights",
+    "shuffled": "with the same entries shuffled within each tensor",
+    "random-matched": "with random weights of each tensor's mean and SD",
+    "random": "with the family's own random start",
+}
 
 READING = f"""\
 A difference is second less first, paired by case within a seed, averaged over seeds and cases. Its 95 % interval \
@@ -46,11 +48,12 @@ errs no more often than it says, also at the levels that the correction below as
 square is Clark's min F'; `*` says raw p < {SIGNIFICANCE:g}.
 
 `detected` is the one decision: p after Holm's correction below {SIGNIFICANCE:g} (†). It corrects over a declared \
-family: pre-trained against shuffled and against random (matched), in each network, share of the data and block of the \
-plan; comparisons not measured yet count in it. All other comparisons are a family of their own, and exploratory. Each \
-metric of each part is corrected by itself; the answer is read from Dice on the validation part alone. One seed allows \
-no decision. `detectable from` is how large a difference had to be, with this line's spread, to be the first that \
-passes the correction.
+family: pre-trained against shuffled and against random (matched), in each network, share of the data and block that \
+was planned; comparisons not measured yet count in it. All other comparisons are a family of their own, and \
+exploratory. Each metric of each part is corrected by itself; the answer is read from Dice on the validation part \
+alone. One seed allows no decision. `detectable from` is how large the difference measured had to be, with this line's \
+spread, to be the first that passes the correction; once others have passed, less is enough. A true effect of that \
+size would be missed by about every second study.
 
 `seeds` is the t-interval over the seeds' mean differences (what other trainings would give on these cases), `cases` \
 the bootstrap interval over cases of the seed-averaged differences (what other cases would give with these trainings); \
@@ -99,7 +102,7 @@ def _page(
         "## What was asked",
         QUESTION,
         "## What was done",
-        DONE if measured else f"{DONE}\n\nNothing has been measured yet.",
+        _done(measured) if measured else "Nothing has been measured yet.",
         _design(measured),
         "## What was found",
         _answer(lines[DECIDING], measured, scope),
@@ -134,6 +137,24 @@ def _page(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _done(measured: Measured) -> str:
+    """Which middles one network was trained with."""
+    middles = {place.middle for place in measured}
+    around = [words for middle, words in STARTS.items() if middle in middles]
+    said = ["with nothing in between"] * ("none" in middles) + ["with mappers alone"] * ("identity" in middles)
+    said += [f"around the frozen block ({'; '.join(around)})"] * bool(around)
+    said += ["around a block of its shape that trains"] * ("trained" in middles)
+    done = f"One network is trained {_listed(said)}."
+    if {"pretrained"} < middles & {"pretrained", "shuffled", "random-matched"}:
+        done += " Between the pre-trained start and its destroyed copies nothing differs but the pre-training."
+    return done
+
+
+def _listed(words: Sequence[str]) -> str:
+    """Such as ``a, b and c``."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
 def _norms(measured: Measured) -> list[str]:
     table = norms_table(measured)
     return ["### What passes through the block", READING_NORMS, table] if table else []
@@ -141,11 +162,15 @@ def _norms(measured: Measured) -> list[str]:
 
 def _answer(lines: Sequence[Line], measured: Measured, scope: Scope) -> str:
     declared = [line for line in lines if line.declared]
+    others = [line for line in lines if not line.declared]
     sentences = [_provisional(measured, scope)]
     if not declared:
-        sentences.append("No pre-trained block has been compared with its controls yet.")
+        sentences.append("No pre-trained block has been compared with its declared controls yet.")
     for block in sorted({line.place.block for line in declared}):
         sentences.append(_answer_of(block, [line for line in declared if line.place.block == block]))
+    copies = [line for line in others if line.first in ("shuffled", "random-matched", "random")]
+    for block in sorted({line.place.block for line in copies}):
+        sentences.append(_answer_of(block, [line for line in copies if line.place.block == block]))
     whole, mappers = ([line for line in lines if _contrast(line) == ("none", m)] for m in ("pretrained", "identity"))
     if whole:
         sentences.append(
@@ -165,10 +190,11 @@ def _answer_of(block: str, lines: Sequence[Line]) -> str:
     means = [line.effect.difference for line in lines]
     tasks = " and ".join(sorted({line.place.task for line in lines}))
     steps = " and ".join(f"{n:,}" for n in sorted({line.place.steps for line in lines}))
+    exploratory = "" if lines[0].declared else " (exploratory)"
     said = (
-        f"**{block} on {tasks}, {steps} steps.** Of {counted(len(lines), 'comparison')} of the pre-trained block with "
-        f"its shuffled or random copy {_verdicts(lines)}. Differences in mean Dice ran from {points(min(means))} to "
-        f"{points(max(means))} (in hundredths)."
+        f"**{block} on {tasks}, {steps} steps**{exploratory}. Of {counted(len(lines), 'comparison')} of the "
+        f"pre-trained block with its shuffled or random copy {_verdicts(lines)}. Differences in mean Dice ran from "
+        f"{points(min(means))} to {points(max(means))} (in hundredths)."
     )
     for line in (line for line in lines if line.detected):
         both = line.effect.both
@@ -204,19 +230,21 @@ def _verdicts(lines: Sequence[Line]) -> str:
 
 
 def _provisional(measured: Measured, scope: Scope) -> str:
-    left = sum(len(seeds) for seeds in gaps_of(measured, scope).values())
+    left, added = total_of(gaps_of(measured, scope.planned)), scope.added
+    more_seeds = any(place in scope.planned for place in added)
     said = []
     if left and measured:
-        said.append(f"**Provisional**: {left} of {total_of(scope)} cells are not measured yet.")
-        if not scope.added:
-            said.append(
-                "The number of seeds was set before the first, and what is said here counts once all are there."
-            )
-    if scope.added:
+        said.append(f"**Provisional**: {left} of {total_of(scope.planned)} planned cells are not measured yet.")
+        if scope.is_planned and not more_seeds:
+            said.append("The number of seeds was set before the first.")
+        said.append("What is said here counts once all are there.")
+    if added:
+        said.append(f"**Beyond the plan** {counted(total_of(added), 'cell')} more asked for or measured.")
+        said.append("Comparisons of other places than planned are exploratory.")
+    if more_seeds:
         said.append(
-            f"**{counted(scope.added, 'cell')} of these {'is' if scope.added == 1 else 'are'} beyond the plan.** Other "
-            "places than planned count as exploratory. Seeds beyond the plan do enter the comparisons of planned "
-            "places: where they were added after these had been looked at, the test errs more often than it says."
+            "Seeds beyond the plan enter the comparisons of planned places: where they were added after these had been "
+            "looked at, the test errs more often than it says."
         )
     return " ".join(said)
 
@@ -290,13 +318,15 @@ def _design(measured: Measured) -> str:
         for (first, second), meaning in CONTRASTS.items()
         if {first, second} <= {place.middle for place in measured}
     )
-    rank = next((str(one["rank"]) for row in rows if (one := row.settings["config"]["middle"])["kind"] != "none"), "")
-    off = "; `LoRA off`: trainable linear mappers, nothing trained in the block"
-    off = off if any(place.lora == "none" for place in measured) else ""
+    ranks = {one["rank"] for row in rows if (one := row.settings["config"]["middle"])["kind"] != "none"}
+    loras = {place.lora for place in measured if place.lora}
+    adapted = f"rank {' or '.join(map(str, sorted(ranks)))} in the mappers and in the block's queries and values"
+    off = "`LoRA off`: trainable linear mappers, and nothing that trains in the block"
+    lora = "; ".join([adapted] * ("both" in loras) + [off] * ("none" in loras))
     return "\n".join(
         [
             f"- **Data**: {'; '.join(_cases_of(rows))}. Native protocol (the image's own grid, each class by itself), "
-            "one fixed split by patient.",
+            "one fixed split.",
             f"- **Budget**: {steps} steps of batch {recipe['batch_size']} for every middle, {recipe['optimizer']} at "
             f"{recipe['learning_rate']:g}, {recipe['schedule']} after {recipe['warmup']:.0%} of warm-up, "
             f"{recipe['loss']}, {recipe['precision']}. At a smaller share of the data the same steps are more epochs.",
@@ -305,10 +335,7 @@ def _design(measured: Measured) -> str:
             "bent equally. Random and shuffled blocks are drawn anew for each seed; each row's file holds the block's "
             "SHA-256.",
             "- **Frozen is frozen**: after each training the block's hash is compared with that before.",
-            *(
-                [f"- **LoRA** of rank {rank} in the mappers and in the block's query and value projections{off}."]
-                * bool(rank)
-            ),
+            *([f"- **LoRA**: {lora}."] if lora else []),
             *([f"- **Contrasts**: {contrasts}."] * bool(contrasts)),
         ]
     )

@@ -111,9 +111,11 @@ def sound(request: Request) -> Request:
 def _refuse_unnamed_device(name: str) -> None:
     """A name that no machine has; whether this one has the device is seen when it is used, perhaps elsewhere."""
     try:
-        _ = name == "auto" or torch.device(name)
+        index = None if name == "auto" else torch.device(name).index
     except RuntimeError:
-        raise InputError(f"no device is called {name!r}", expected="auto, cpu, cuda, cuda:1 ...") from None
+        index = -1
+    if index is not None and index < 0:  # torch counts no further than it has room for, and goes on below 0
+        raise InputError(f"no device is called {name!r}", expected="auto, cpu, cuda, cuda:1 ...")
 
 
 def _refuse_misplaced(request: Request) -> None:

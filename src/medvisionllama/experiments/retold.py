@@ -56,6 +56,8 @@ def study_commands(request: Request, scope: Scope) -> list[str]:
             request, networks=("medvisionllama-u",), middles=("shuffled", "pretrained"), blocks=(SECOND_BLOCK,)
         )
         own = [request, second, *([asked] if scope.added else [])]
+    if any(source == GATED for each in own for _, source in each.blocks):
+        return [*map(command_of, own)]
     gated = replace(request, blocks=((GATED, GATED),), device="cuda")
     return [
         *map(command_of, own),

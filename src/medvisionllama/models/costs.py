@@ -88,16 +88,29 @@ def forward_cost_of(
     return _forward_cost(*_on_meta(config, input_size, cache))
 
 
-def kept_bytes_of(
+@dataclass(frozen=True)
+class Kept:
+    """What a training step on a CPU keeps for going backward, beside the weights themselves.
+
+    Attributes:
+        each_volume: Bytes for each volume of the batch.
+        once: Bytes however many there are: weights rounded to bfloat16.
+    """
+
+    each_volume: int
+    once: int
+
+
+def kept_of(
     config: NetworkConfig, input_size: Shape | None = None, *, half_precision: bool = False, cache: Path | None = None
-) -> int:
-    """What a training step on a CPU keeps of one volume for going backward, without the weights.
+) -> Kept:
+    """Count what a training step keeps.
 
     Args:
         config: As :func:`cost_of` takes it.
         input_size: Likewise.
-        half_precision: Whether arithmetic is bfloat16, by autocast: the weights' copies in it, which are kept once
-            and not for each volume, are not counted.
+        half_precision: Whether arithmetic is bfloat16, by autocast. A GPU keeps less of up to 1,024 tokens, whose
+            attention there goes by the fused kernel (`language.fused_or_plain`).
         cache: As of :func:`cost_of`.
 
     Raises:
@@ -106,10 +119,10 @@ def kept_bytes_of(
     """
     model, image, _ = _on_meta(config, input_size, cache)
     if not half_precision:
-        return _kept_bytes(model, image)
+        return Kept(_kept_bytes(model, image), 0)
     with torch.autocast("cpu", torch.bfloat16):
         one, two = (_kept_bytes(model, image.expand(volumes, -1, -1, -1, -1)) for volumes in (1, 2))
-    return two - one
+    return Kept(two - one, 2 * one - two)
 
 
 def _on_meta(
