@@ -254,6 +254,9 @@ def test_splits_are_read_or_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[
     for drawn in (["--seed", "0"], ["--patient", "(.*)"]):
         assert main([*read, *drawn]) == 2
         assert "either read or drawn" in capsys.readouterr().err
+    train = ["train", str(folder), "--run", str(tmp_path / "run"), "--splits", str(tmp_path / "splits.json")]
+    assert main([*train, "--patient", "(.*)"]) == 2
+    assert "either read or drawn" in capsys.readouterr().err
     assert main([*read, "--nnunet", str(tmp_path / "nn")]) == 0
     (final,) = tmp_path.glob("nn/nnUNet_preprocessed/*/splits_final.json")
     (raw,) = tmp_path.glob("nn/nnUNet_raw/*")

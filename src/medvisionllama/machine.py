@@ -44,6 +44,21 @@ def default_cache() -> Path:
     return Path.home() / ".cache" / "medvisionllama"
 
 
+def device_named(name: str) -> torch.device:
+    """The device of a name, whether this machine has it or not.
+
+    Raises:
+        InputError: No machine has a device of that name.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or (device.index or 0) < 0:  # torch counts as far as it has room for, and goes on below 0
+        raise InputError(f"no device is called {name!r}", expected="cpu, cuda, cuda:1 ...")
+    return device
+
+
 def choose_device(name: str) -> torch.device:
     """``auto`` takes a GPU where there is one.
 

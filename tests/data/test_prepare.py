@@ -2,6 +2,7 @@ import os
 import pickle
 import time
 from collections import namedtuple
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,11 +129,18 @@ def test_memory_limits_the_processes_and_too_little_is_told(
     assert module.available_memory() == largest - 1
 
 
-def test_a_control_group_gives_less_than_the_machine_has(tmp_path: Path) -> None:
-    def say(path: str, text: str) -> None:
+@pytest.fixture
+def say(tmp_path: Path) -> Callable[[str, str], None]:
+    """Write a file of a kernel whose root is ``tmp_path``."""
+
+    def write(path: str, text: str) -> None:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
 
+    return write
+
+
+def test_a_control_group_gives_less_than_the_machine_has(tmp_path: Path, say: Callable[[str, str], None]) -> None:
     assert module.available_memory(tmp_path) is None
     say("proc/meminfo", "MemTotal: 90 kB\nMemAvailable:    50 kB\n")
     say("proc/self/cgroup", "4:memory:/old\n0::/job/step\n")
@@ -151,11 +159,7 @@ def test_a_control_group_gives_less_than_the_machine_has(tmp_path: Path) -> None
     assert module.available_memory(tmp_path) == 0, "the smaller counts"
 
 
-def test_a_control_group_of_version_1_does_too(tmp_path: Path) -> None:
-    def say(path: str, text: str) -> None:
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text(text)
-
+def test_a_control_group_of_version_1_does_too(tmp_path: Path, say: Callable[[str, str], None]) -> None:
     say("proc/meminfo", "MemAvailable:    50 kB\n")
     say("proc/self/cgroup", "11:cpu,cpuacct:/job\n4:hugetlb,memory:/job/step\n1:name=systemd:/a:b\n")
     say("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n")

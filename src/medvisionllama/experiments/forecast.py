@@ -107,9 +107,7 @@ def forecast(
     to_do = [cell for cell in work.cells if cell.key not in rows]
     left = [cell for cell in to_do if _has_shape(cell, work)]
     on_gpu = _on_gpu(work)
-    paces = _paces(
-        [row for row in rows.values() if (row.content["environment"].get("device", "cpu") != "cpu") == on_gpu]
-    )
+    paces = _paces([row for row in rows.values() if _was_on_gpu(row) == on_gpu])
     speed = _speed(work)
     seconds, known = 0.0, 0
     for cell in left:

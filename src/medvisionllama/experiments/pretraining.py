@@ -269,8 +269,13 @@ class Scope:
     @property
     def added(self) -> dict[Place, list[int]]:
         """The seeds of each place that are told of and were not declared."""
-        added = {place: sorted(set(seeds) - set(self.planned.get(place, ()))) for place, seeds in self.places.items()}
-        return {place: seeds for place, seeds in added.items() if seeds}
+        return gaps_of(self.planned, self.places)
+
+
+def gaps_of(there: Mapping[Place, Collection[int]], wanted: Mapping[Place, Collection[int]]) -> dict[Place, list[int]]:
+    """The seeds that are wanted and not there, of every place that lacks some."""
+    gaps = {place: sorted(set(seeds) - set(there.get(place, ()))) for place, seeds in wanted.items()}
+    return {place: seeds for place, seeds in gaps.items() if seeds}
 
 
 def scope_of(cells: Sequence[Cell], rows: Collection[Row], splits: str = PLANNED_SPLITS) -> Scope:

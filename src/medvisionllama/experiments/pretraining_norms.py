@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medvisionllama.experiments.pretraining import MIDDLES, Place, told_apart
+from medvisionllama.experiments.pretraining import told_apart
 from medvisionllama.experiments.pretraining_contrasts import Measured
-from medvisionllama.experiments.pretraining_wording import data_of, network_of
+from medvisionllama.experiments.pretraining_wording import data_of, network_of, page_order
 from medvisionllama.experiments.rows import Row
 
 READING = """\
@@ -21,23 +21,18 @@ def norms_table(measured: Measured) -> str:
     """What passes the block of each place that has one; empty where nothing was logged."""
     apart = told_apart([*measured])
     lines = []
-    for place in sorted(measured, key=_order):
+    for place in sorted(measured, key=page_order):
         norms = [found for row in measured[place].values() if (found := _last(row)) is not None]
         if norms:
             entering, leaving = np.mean(norms, axis=0)
-            data = f"{data_of(place)}{f', {apart[place]}' if apart[place] else ''}"
             lines.append(
-                f"| {network_of(place)} | {data} | {place.middle} | {entering:.1f} | {leaving:.1f} | "
-                f"{leaving / entering:.2f} | {len(norms)} |"
+                f"| {network_of(place)} | {data_of(place, apart[place])} | {place.middle} | {entering:.1f} | "
+                f"{leaving:.1f} | {leaving / entering:.2f} | {len(norms)} |"
             )
     if not lines:
         return ""
     head = "| network | data | middle | entering | leaving | leaving / entering | seeds |\n" + "|---" * 7 + "|"
     return "\n".join([head, *lines])
-
-
-def _order(place: Place) -> tuple[object, ...]:
-    return place.network, place.fraction, place.block, place.lora, MIDDLES.index(place.middle), place
 
 
 def _last(row: Row) -> Sequence[float] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
-from medvisionllama.experiments.pretraining import LORAS, MIDDLES, Place, Scope, told_apart
+from medvisionllama.experiments.pretraining import LORAS, MIDDLES, Place, Scope, gaps_of, told_apart
 from medvisionllama.experiments.pretraining_contrasts import Line, Measured
 from medvisionllama.experiments.pretraining_wording import counted, data_of, network_of
 from medvisionllama.experiments.retold import GATED
@@ -155,8 +155,7 @@ def missing(measured: Measured, scope: Scope, commands: Sequence[str]) -> str:
                 [
                     *head,
                     *(
-                        f"| {network_of(p)} | {data_of(p)}{f', {apart[p]}' if apart[p] else ''} | {p.middle} | "
-                        f"{', '.join(map(str, seeds))} |"
+                        f"| {network_of(p)} | {data_of(p, apart[p])} | {p.middle} | {', '.join(map(str, seeds))} |"
                         for p, seeds in sorted(gaps.items())
                     ),
                 ]
@@ -182,12 +181,6 @@ def _not_planned(places: Sequence[Place]) -> list[str]:
     options = [f"`--middles {' '.join(middles)}`"] if middles else []
     options += [f"`--lora {' '.join(loras)}`"] if loras else []
     return [f"The design has more that is neither planned here nor measured: {', '.join(options)}."] if options else []
-
-
-def gaps_of(measured: Measured, wanted: Mapping[Place, Collection[int]]) -> dict[Place, list[int]]:
-    """The seeds that are left of every place that is not complete."""
-    gaps = {place: sorted(set(seeds) - set(measured.get(place, {}))) for place, seeds in wanted.items()}
-    return {place: seeds for place, seeds in gaps.items() if seeds}
 
 
 def total_of(places: Mapping[Place, Collection[int]]) -> int:

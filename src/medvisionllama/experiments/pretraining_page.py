@@ -9,13 +9,21 @@ from pathlib import Path
 
 import numpy as np
 
-from medvisionllama.experiments.pretraining import MIDDLES, NAME, Scope, told_apart
+from medvisionllama.experiments.pretraining import NAME, Scope, gaps_of, told_apart
 from medvisionllama.experiments.pretraining_contrasts import CONTRASTS, Line, Measured, by_place, lines_of, to_csv
 from medvisionllama.experiments.pretraining_figure import draw_effects
 from medvisionllama.experiments.pretraining_norms import READING as READING_NORMS
 from medvisionllama.experiments.pretraining_norms import norms_table
-from medvisionllama.experiments.pretraining_origin import gaps_of, limits, missing, provenance, total_of, unlike_pairs
-from medvisionllama.experiments.pretraining_wording import counted, data_of, interval, network_of, points, spread
+from medvisionllama.experiments.pretraining_origin import limits, missing, provenance, total_of, unlike_pairs
+from medvisionllama.experiments.pretraining_wording import (
+    counted,
+    data_of,
+    interval,
+    network_of,
+    page_order,
+    points,
+    spread,
+)
 from medvisionllama.experiments.rows import Row
 from medvisionllama.reports.comparison import SIGNIFICANCE
 from medvisionllama.reports.drawing import save
@@ -266,7 +274,7 @@ def _effects_table(lines: Sequence[Line]) -> str:
         effect, place, metric = line.effect, line.place, line.metric
         cases = effect.cases
         text.append(
-            f"| {network_of(place)} | {data_of(place)}{f', {line.apart}' if line.apart else ''} | "
+            f"| {network_of(place)} | {data_of(place, line.apart)} | "
             f"{place.middle} {MINUS} {line.first} | "
             f"{points(effect.difference, metric)}: {interval(effect.both.low, effect.both.high, metric)} | "
             f"{p_value(effect.both.p)}{line.marks} | {p_value(line.holm_p)} | {_decision(line)} | "
@@ -292,8 +300,7 @@ def _decision(line: Line) -> str:
 def _means_table(measured: Measured) -> str:
     text = ["| network | data | middle | validation Dice | test Dice | seeds |", "|" + "---|" * 6]
     apart = told_apart([*measured])
-    places = sorted(measured, key=lambda p: (p.network, p.fraction, p.block, p.lora, MIDDLES.index(p.middle), p))
-    for place in places:
+    for place in sorted(measured, key=page_order):
         rows = measured[place]
         cells = []
         for part in PARTS:
@@ -301,8 +308,10 @@ def _means_table(measured: Measured) -> str:
             spread = f" ± {np.std(means, ddof=1):.4f}" if len(means) > 1 else ""
             cells.append(f"{np.mean(means):.4f}{spread}" if means else UNKNOWN)
         seeds = ", ".join(map(str, sorted(rows)))
-        data = f"{data_of(place)}{f', {apart[place]}' if apart[place] else ''}"
-        text.append(f"| {network_of(place)} | {data} | {place.middle} | {cells[0]} | {cells[1]} | {seeds} |")
+        text.append(
+            f"| {network_of(place)} | {data_of(place, apart[place])} | {place.middle} | {cells[0]} | {cells[1]} | "
+            f"{seeds} |"
+        )
     return "\n".join(text)
 
 
@@ -336,7 +345,7 @@ def _design(measured: Measured) -> str:
             "SHA-256.",
             "- **Frozen is frozen**: after each training the block's hash is compared with that before.",
             *([f"- **LoRA**: {lora}."] if lora else []),
-            *([f"- **Contrasts**: {contrasts}."] * bool(contrasts)),
+            *([f"- **Contrasts**: {contrasts}."] if contrasts else []),
         ]
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from medvisionllama.experiments.pretraining import RECIPE, Place
+from medvisionllama.experiments.pretraining import MIDDLES, RECIPE, Place
 from medvisionllama.reports.wording import UNKNOWN, signed
 
 
@@ -13,10 +13,15 @@ def network_of(place: Place) -> str:
     return place.network + (f", {place.block}" if place.block else "") + (", LoRA off" if place.lora == "none" else "")
 
 
-def data_of(place: Place) -> str:
-    """Which data, and how many steps where they are not as planned."""
+def data_of(place: Place, apart: str = "") -> str:
+    """Which data, how many steps where they are not as planned, and what tells the place from others of its names."""
     steps = "" if place.steps == RECIPE.steps else f", {place.steps:,} steps"
-    return f"{place.task.partition('_')[0]} {100 * place.fraction:g}%{steps}"
+    return f"{place.task.partition('_')[0]} {100 * place.fraction:g}%{steps}{f', {apart}' if apart else ''}"
+
+
+def page_order(place: Place) -> tuple[object, ...]:
+    """How tables of places are sorted: middles from none to pre-trained and trained."""
+    return place.network, place.fraction, place.block, place.lora, MIDDLES.index(place.middle), place
 
 
 def points(value: float, metric: str = "dice") -> str:

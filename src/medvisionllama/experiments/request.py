@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
 from medvisionllama.errors import InputError
 from medvisionllama.experiments.paper_tables import TABLES, block_label
 from medvisionllama.experiments.pretraining import NAME
 from medvisionllama.language.catalog import CATALOG
 from medvisionllama.language.source import find_source
+from medvisionllama.machine import device_named
 
 _Value = TypeVar("_Value")
 
@@ -94,7 +93,8 @@ def sound(request: Request) -> Request:
     if request.table == NAME:
         blocks = tuple((block_label(source) if label == source else label, source) for label, source in blocks)
     _refuse_blocks(request, blocks)
-    _refuse_unnamed_device(request.device)
+    if request.device != "auto":  # whether there is such a device is seen where it is used, perhaps elsewhere
+        device_named(request.device)
     _refuse_twice("another program's row", [name for name, _ in request.predictions], "Give each a name of its own.")
     return replace(
         request,
@@ -106,16 +106,6 @@ def sound(request: Request) -> Request:
         middles=_once(request.middles),
         loras=_once(request.loras),
     )
-
-
-def _refuse_unnamed_device(name: str) -> None:
-    """A name that no machine has; whether this one has the device is seen when it is used, perhaps elsewhere."""
-    try:
-        index = None if name == "auto" else torch.device(name).index
-    except RuntimeError:
-        index = -1
-    if index is not None and index < 0:  # torch counts no further than it has room for, and goes on below 0
-        raise InputError(f"no device is called {name!r}", expected="auto, cpu, cuda, cuda:1 ...")
 
 
 def _refuse_misplaced(request: Request) -> None:

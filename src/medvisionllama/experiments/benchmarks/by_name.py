@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from medvisionllama.errors import InputError
+from medvisionllama.machine import device_named
 from medvisionllama.provenance import environment
 from medvisionllama.run_folder import write_json
 
@@ -141,10 +142,7 @@ def run_benchmark(
 
 
 def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"no device is called {name!r}", expected="cpu, cuda, cuda:1 ...") from None
+    device = device_named(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError("there is no NVIDIA GPU that torch can use", mend="Leave out --device.")
     return device
