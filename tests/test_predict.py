@@ -15,7 +15,7 @@ from medvisionllama.data.mirroring import Mirroring
 from medvisionllama.data.phantom import PhantomSettings, phantom_case
 from medvisionllama.data.plan import IntensityRule, Plan
 from medvisionllama.geometry import Volume, to_ras
-from medvisionllama.predict import Member, Room, Segmenter, _answers_at_once, mirror_axes
+from medvisionllama.predict import Member, Room, Segmenter, _answers_at_once, mirroring_allowed
 from medvisionllama.sliding_window import mirrored
 
 PLAN = Plan(
@@ -207,13 +207,13 @@ def test_little_memory_changes_no_voxel(tmp_path: Path) -> None:
 
 def test_which_channel_a_channel_is_in_a_mirror() -> None:
     sided = replace(PLAN, classes={2: "left", 3: "right", 9: "bladder"}, mirroring=Mirroring(swaps=((2, 3),)))
-    assert mirror_axes(sided) == ((0, 1, 2), [0, 2, 1, 3])
-    assert mirror_axes(replace(sided, mirroring=Mirroring(axes=(1, 2)))) == ((1, 2), [0, 1, 2, 3])
-    assert mirror_axes(replace(sided, protocol="paper")) == ((0, 1, 2), [0])
+    assert mirroring_allowed(sided) == ((0, 1, 2), [0, 2, 1, 3])
+    assert mirroring_allowed(replace(sided, mirroring=Mirroring(axes=(1, 2)))) == ((1, 2), [0, 1, 2, 3])
+    assert mirroring_allowed(replace(sided, protocol="paper")) == ((0, 1, 2), [0])
     both = replace(sided, regions={"all": (2, 3, 9), "left": (2,), "right": (3,)}, region_values=(9, 2, 3))
-    assert mirror_axes(both) == ((0, 1, 2), [0, 2, 1])
+    assert mirroring_allowed(both) == ((0, 1, 2), [0, 2, 1])
     one = replace(sided, regions={"all": (2, 3, 9), "left": (2,)}, region_values=(9, 2))
-    assert mirror_axes(one) == ((1, 2), [0, 1]), "the left one's mirror image has no channel"
+    assert mirroring_allowed(one) == ((1, 2), [0, 1]), "the left one's mirror image has no channel"
 
 
 @pytest.mark.parametrize("softmax", [True, False])
@@ -230,7 +230,7 @@ def test_mirroring_holds_no_more_answers_at_once_than_are_counted(softmax: bool)
     for event in sorted(profiled.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
         held += event.nbytes() if event.name() == "[memory]" else 0
         most = max(most, held)
-    counted = _answers_at_once(Member(LeftAndBright(), plan, mirror=True))
+    counted = _answers_at_once(Member(LeftAndBright(), plan, mirror=(0, 1, 2)))
     assert counted == (4 if softmax else 8)
     assert most <= 1.01 * counted * answer.numel() * 4
     assert most > 0.5 * counted * answer.numel() * 4, "nor far fewer"
@@ -242,7 +242,7 @@ def test_mirrored_members_average_over_mirrors() -> None:
     image = asymmetric_image()
     plain, unsided = replace(PLAN, mirroring=Mirroring(axes=(1, 2))), replace(PLAN, mirroring=Mirroring())
     mask, mixed = (
-        Segmenter([Member(LeftAndBright(), plan, mirror=True)], torch.device("cpu")).segment(image)
+        Segmenter([Member(LeftAndBright(), plan, mirror=(0, 1, 2))], torch.device("cpu")).segment(image)
         for plan in (plain, unsided)
     )
     np.testing.assert_array_equal(mask.array, segmenter().segment(image).array)

@@ -1,6 +1,9 @@
 """From run folders to label maps: folds as one ensemble, clean-up chosen on validation, probabilities."""
 
 import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ from scipy import ndimage
 
 from medvisionllama.cleanup import Trial, read_trials, write_trials
 from medvisionllama.cli import main
-from medvisionllama.config import make_experiment
+from medvisionllama.config import make_experiment, read_experiment, write_experiment
 from medvisionllama.data.nifti import read_label_map, read_volume
 from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
 from medvisionllama.errors import InputError
@@ -138,8 +141,33 @@ def test_the_command_takes_its_options(folds: Path, phantom: Path, tmp_path: Pat
     common = ["predict", str(folds), str(image), "--cache", str(tmp_path / "cache"), "--offline", "--device", "cpu"]
     assert main([*common, "--out", str(tmp_path / "a"), "--memory-gb", "0.00001", "--no-cleanup"]) == 0
     assert main([*common, "--out", str(tmp_path / "b"), "--no-cleanup"]) == 0
-    assert main([*common, "--out", str(tmp_path / "c"), "--mirror", "--probabilities", "--no-cleanup"]) == 0
-    little, plain, mirrored = (read_label_map(tmp_path / name / image.name).array for name in "abc")
+    assert main([*common, "--out", str(tmp_path / "c"), "--probabilities", "--no-cleanup"]) == 0
+    little, plain, _ = (read_label_map(tmp_path / name / image.name).array for name in "abc")
     np.testing.assert_array_equal(little, plain)
-    assert (mirrored != plain).any(), "a network hardly trained answers mirror images otherwise"
     assert (tmp_path / "c" / "probabilities" / image.name).exists()
+
+
+@pytest.mark.parametrize("axes", [(), (0, 2)])
+def test_mirror_images_are_shown_as_far_as_training_showed_them(
+    folds: Path,
+    machine: Machine,
+    phantom: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    axes: Sequence[int],
+) -> None:
+    run = RunFolder(shutil.copytree(folds / "fold_0", tmp_path / "run"))
+    trained = read_experiment(run.config)
+    augment = replace(trained.recipe.augment, mirror_axes=tuple(axes))
+    write_experiment(replace(trained, recipe=replace(trained.recipe, augment=augment)), run.config)
+    mirrored = load_segmenter([run.path], machine, Inference(mirror=True))
+    assert [member.mirror for member in mirrored.members] == [tuple(axes)]
+    assert [member.mirror for member in load_segmenter([run.path], machine).members] == [()]
+    image = sorted((phantom / "imagesTr").iterdir())[0]
+    typed = ["predict", str(run.path), str(image), "--cache", str(machine.cache), "--offline", "--device", "cpu"]
+    for more in ([], ["--mirror"]):
+        assert main([*typed, "--no-cleanup", "--out", str(tmp_path / "out" / str(len(more))), *more]) == 0
+    told = capsys.readouterr().err
+    assert told.count("never saw mirror images in training: it is shown none") == (not axes)
+    plain, both = (read_label_map(tmp_path / "out" / name / image.name).array for name in "01")
+    assert (plain != both).any() == bool(axes), "a network hardly trained answers mirror images otherwise"

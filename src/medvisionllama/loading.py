@@ -17,7 +17,7 @@ from medvisionllama.machine import Machine
 from medvisionllama.models.medvisionllama import ModelConfig
 from medvisionllama.models.network import build_network
 from medvisionllama.models.zoo import with_block
-from medvisionllama.predict import MEMORY_GB, Member, Room, Segmenter
+from medvisionllama.predict import MEMORY_GB, Member, Room, Segmenter, mirroring_allowed
 from medvisionllama.run_folder import RunFolder
 
 
@@ -27,7 +27,8 @@ class Inference:
 
     Attributes:
         memory_gb: For passing results (:class:`medvisionllama.predict.Room`).
-        mirror: Show every window mirrored too, along the axes the plan allows; their probabilities are averaged.
+        mirror: Show every window mirrored too, along the axes that training mirrored and the plan allows; their
+            probabilities are averaged.
         cleanup: Keep only the largest component of the classes for which that was found to help on validation.
         probabilities: Write those of all classes too, as ``probabilities/CASE.nii.gz`` beside the label maps.
     """
@@ -72,7 +73,7 @@ def load_member(folder: Path, machine: Machine) -> Member:
             raise InputError(f"{run.model} was trained without the language block that {run.config} names")
         verify(model.block, BlockIdentity.from_dict(notes["block"]))
     put_model_tensors(model, tensors, model.left_out_of_files())
-    return Member(model.to(machine.device).eval(), plan)
+    return Member(model.to(machine.device).eval(), plan, precision=experiment.recipe.dtype)
 
 
 def load_segmenter(folders: Sequence[Path], machine: Machine, inference: Inference = PLAIN) -> Segmenter:
@@ -91,17 +92,29 @@ def load_segmenter(folders: Sequence[Path], machine: Machine, inference: Inferen
                 got=f"{dict(member.plan.classes)} and {dict(first.classes)}",
                 mend="Ensemble runs of one task and protocol.",
             )
+    if inference.mirror:
+        members = [replace(m, mirror=trained_mirrored(run)) for run, m in zip(runs, members, strict=True)]
     return Segmenter(
-        [replace(member, mirror=inference.mirror) for member in members],
+        members,
         machine.device,
-        read_experiment(runs[0].config).recipe.dtype,
         Room(inference.memory_gb, machine.cache / "passing"),
         labels_to_clean(runs) if inference.cleanup else frozenset(),
     )
 
 
-def note_unfinished(runs: Iterable[RunFolder], listener: Listener) -> None:
-    """Say of which runs the weights are not the last."""
+def trained_mirrored(run: RunFolder) -> tuple[int, ...]:
+    """The voxel axes along which the run's training mirrored, as far as its plan allowed.
+
+    A network that never saw a mirror image has no answer to one worth averaging.
+    """
+    asked = read_experiment(run.config).recipe.augment.mirror_axes
+    return tuple(axis for axis in mirroring_allowed(read_plan(run.plan))[0] if axis in asked)
+
+
+def note_limits(runs: Iterable[RunFolder], inference: Inference, listener: Listener) -> None:
+    """Say of which runs the weights are not the last, and which cannot be mirrored although that was asked for."""
     for run in runs:
         if not run.summary.exists():
             listener.note(f"{run.path} is not trained to its end: the best weights so far are used")
+        if inference.mirror and not trained_mirrored(run):
+            listener.note(f"{run.path} never saw mirror images in training: it is shown none")

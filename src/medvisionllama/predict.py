@@ -46,12 +46,15 @@ class Member:
     Attributes:
         model: The network.
         plan: How its inputs are prepared and its outputs read.
-        mirror: Whether every window is shown mirrored too, along all axes the plan allows.
+        mirror: Voxel axes (0 I, 1 J, 2 K) along which every window is shown mirrored too, in all their combinations,
+            where the plan allows it.
+        precision: Number format of its arithmetic.
     """
 
     model: nn.Module
     plan: Plan
-    mirror: bool = False
+    mirror: tuple[int, ...] = ()
+    precision: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)
@@ -75,14 +78,12 @@ class Segmenter:
     Attributes:
         members: Networks with the same classes; each prepares the input by its own plan.
         device: Where they lie.
-        precision: Number format of the arithmetic.
         room: The memory passing results may take.
         clean: Label values of which the largest connected component alone is kept.
     """
 
     members: Sequence[Member]
     device: torch.device
-    precision: torch.dtype = torch.float32
     room: Room = field(default_factory=Room)
     clean: frozenset[int] = frozenset()
 
@@ -127,7 +128,7 @@ class Segmenter:
 
     def _fine(self, image: Volume, name: str, shape: Shape | None) -> list[FineSweep]:
         prepared = [torch.from_numpy(to_model_grid(image, member.plan, name)) for member in self.members]
-        return fine_sweeps(self.members, prepared, shape, self.device, self.precision, self.room)
+        return fine_sweeps(self.members, prepared, shape, self.device, self.room)
 
 
 def fine_sweeps(
@@ -135,7 +136,6 @@ def fine_sweeps(
     prepared_MIJK: Sequence[Tensor],
     shape: Shape | None,
     device: torch.device,
-    precision: torch.dtype,
     room: Room,
 ) -> list[FineSweep]:
     """Sweeps of all members over one image, to be looked at on a grid of ``shape`` (None: the first's own)."""
@@ -148,7 +148,7 @@ def fine_sweeps(
         copies = _answers_at_once(member)
         batch_size = max(1, min(MOST_WINDOWS_AT_ONCE, most_bytes // max(8, 2 * copies) // answer))
         sweep = Sweep(
-            _network(member, device, precision),
+            _network(member, device),
             image.to(device),
             member.plan.window,
             axis,
@@ -177,19 +177,18 @@ def _bands(member: Member, image_MIJK: Tensor) -> list[int]:
     return [voxels // size * min(size, w + 1) for size, w in zip(sizes, member.plan.window, strict=True)]
 
 
-def _network(member: Member, device: torch.device, precision: torch.dtype) -> Network:
+def _network(member: Member, device: torch.device) -> Network:
     def network(windows: Tensor) -> Tensor:
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+        with torch.autocast(device.type, member.precision, enabled=member.precision != torch.float32):
             logits: Tensor = member.model(windows)
         return logits
 
-    if not member.mirror:
-        return network
-    axes, sides = mirror_axes(member.plan)
-    return mirrored(network, axes, sides=sides, sigmoid=not member.plan.softmax)
+    axes, sides = mirroring_allowed(member.plan)
+    shown = [axis for axis in axes if axis in member.mirror]
+    return mirrored(network, shown, sides=sides, sigmoid=not member.plan.softmax)
 
 
-def mirror_axes(plan: Plan) -> tuple[tuple[int, ...], list[int]]:
+def mirroring_allowed(plan: Plan) -> tuple[tuple[int, ...], list[int]]:
     """Along which axes a window may be mirrored, and which channel each channel becomes in a mirror along I.
 
     Regions whose mirror images are no regions forbid mirroring along I.
@@ -231,10 +230,10 @@ def look_at_volumes(
     model.eval()
     by_class: dict[str, list[float]] = {name: [] for name in plan.targets}
     losses = []
-    member = Member(model, plan)
+    member = Member(model, plan, precision=precision)
     for case in cases:
         image = torch.from_numpy(np.array(case.image))
-        sweeps = fine_sweeps([member], [image], None, device, precision, room or Room())
+        sweeps = fine_sweeps([member], [image], None, device, room or Room())
         of_case = LossOfPieces(loss, plan.reading)
         found = choices_on(sweeps, plan.out_channels, partial(_add_piece, of_case, sweeps[0].sweep, case.label))
         losses.append(of_case.value())

@@ -25,7 +25,7 @@ from medvisionllama.evaluate import Target, score_volume, summarise, tolerance_o
 from medvisionllama.geometry import Affine, Grid, Volume, ras_grid
 from medvisionllama.largest_component import keep_largest
 from medvisionllama.listener import Listener, Silent
-from medvisionllama.loading import PLAIN, Inference, load_segmenter, note_unfinished
+from medvisionllama.loading import PLAIN, Inference, load_segmenter, note_limits
 from medvisionllama.machine import Machine
 from medvisionllama.pictures import (
     VolumeRow,
@@ -61,7 +61,7 @@ def predict_part(
     run.refuse_other_version()
     folds = run.folds()
     experiment, plan, names = _asked_for(run, folds, part)
-    note_unfinished(folds, listener)
+    note_limits(folds, inference, listener)
     task = read_task(machine.dataset or experiment.dataset)
     cases = task.named(names)
     trying = part == "validation" and inference.cleanup

@@ -22,7 +22,7 @@ from medvisionllama.data.way_back import Place
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import Array, Volume, seen_in_ras_order
 from medvisionllama.listener import Listener, Silent
-from medvisionllama.loading import PLAIN, Inference, load_segmenter, note_unfinished
+from medvisionllama.loading import PLAIN, Inference, load_segmenter, note_limits
 from medvisionllama.machine import Machine, choose_device, default_cache
 from medvisionllama.predict import Segmenter
 from medvisionllama.run_folder import RunFolder, write_json
@@ -99,7 +99,7 @@ def predict_files(
         refuse_seg(source, out)
     refuse_unwritable(out)
     segmenter = load_segmenter(folders, machine, inference)
-    note_unfinished([run for folder in folders for run in RunFolder(folder).folds()], listener)
+    note_limits([run for folder in folders for run in RunFolder(folder).folds()], inference, listener)
     written, faults = [], []
     for path, target in listener.track(list(zip(images, targets, strict=True)), "Segmenting"):
         try:

@@ -74,7 +74,7 @@ def test_nnu_net_raw_gives_the_same_task(decathlon: Path, nnunet: Path) -> None:
 def test_plain_folders_give_the_same_cases(decathlon: Path, plain: Path) -> None:
     task = read_task(plain)
     assert (task.name, task.modalities) == ("mine", ("channel 0", "channel 1"))
-    assert dict(task.classes) == {1: "class 1", 2: "class 2"}
+    assert dict(task.classes) == {1: "1", 2: "2"}
     assert_same_cases(task, read_task(decathlon))
     report = check_task(plain)
     assert report.errors == []

@@ -254,6 +254,11 @@ def test_a_dry_run_says_what_it_takes_and_does_nothing(
     assert "missing weights  llama-3.1-8b: medvisionllama blocks fetch llama-3.1-8b (accept its licence" in told
     assert "missing task  Task10_Colon: medvisionllama download Task10_Colon --to" in told
     assert not out.exists()
+    assert "missing row" not in told
+    assert main([command[0], "v2-T3", *command[2:], "--dry-run", "--block", "minilm-l6"]) == 0
+    told = capsys.readouterr().out
+    assert "missing row   TransUNet: no such network here; its label maps by --predictions" in told
+    assert "missing row   nnU-Net" not in told
 
 
 def test_a_script_for_sbatch_runs_this_very_command(phantom: Path, tmp_path: Path) -> None:

@@ -97,6 +97,15 @@ def test_what_differed_tells_recipe_grid_and_other_programs() -> None:
     assert "TransUNet**: no such network" in said("v2-T3", outside=["UNETR"])
 
 
+def test_clocked_numbers_tell_whose_clock(tmp_path: Path) -> None:
+    for name in ("v2-T5", "v2-T6", "v1-B2"):
+        cells = labelled(name)
+        rows = rows_of(cells, tmp_path, lambda _: 0.5)
+        said = "\n".join(differences_of(TABLES[name], cells, list(rows.values()), {HIPPOCAMPUS: 9}))
+        assert ("**Times** are a clock's, here on a processor (1 thread)" in said) is (name != "v2-T6")
+        assert ("the faster of two passes" in said) is (name == "v2-T5")
+
+
 def test_both_data_tables_tell_whose_counts_differ() -> None:
     for name in ("v1-T1", "v2-T1"):
         (said,) = differences_of(TABLES[name], (), [], {})
@@ -143,6 +152,22 @@ def test_averages_are_tested(tmp_path: Path) -> None:
     assert "| average (Task04, Task02) | dice | ViT Baseline | 0.74 ± 0.04* |" in to_markdown(
         TABLES["v2-T3"], lines, [], [], []
     )
+
+
+def test_an_average_of_one_task_is_no_second_test(tmp_path: Path) -> None:
+    cells = labelled("v2-T3", (HIPPOCAMPUS,))
+    lines = lines_of(
+        TABLES["v2-T3"],
+        entries_of(cells, rows_of(cells, tmp_path, lambda x: 0.6 if x.row == "MedVisionLlama" else 0.5)),
+    )
+    tested = [line for line in lines if line.effect is not None]
+    raw = [line.effect.cases.t_p for line in tested if line.effect is not None]
+    assert {x.task for x in tested} == {HIPPOCAMPUS, "average"}
+    once = len(tested) // 2
+    smallest = [x for x, p in zip(tested, raw, strict=True) if p == min(raw)]
+    assert {x.task for x in smallest} == {HIPPOCAMPUS, "average"}
+    assert [x.holm_p for x in smallest] == pytest.approx([min(1, once * min(raw))] * len(smallest))
+    assert 0 < once * min(raw) < 1, "or nothing could be told apart"
 
 
 def in_csv(table: str, lines: Sequence[Line]) -> list[dict[str, str]]:

@@ -35,7 +35,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "(default: %(default)g)",
     )
     parser.add_argument(
-        "--mirror", action="store_true", help="average over mirrored windows too, where the plan allows"
+        "--mirror", action="store_true", help="average over mirrored windows too, where training mirrored"
     )
     parser.add_argument(
         "--no-cleanup",

@@ -50,7 +50,7 @@ def read_plain_folders(folder: Path, images: Path, labels: Path) -> Task:
         name=folder.resolve().name,
         folder=folder,
         modalities=tuple(f"channel {number}" for number in range(channels)),
-        classes={value: f"class {value}" for value in _values(list(labelled.values()))},
+        classes={value: str(value) for value in _values(list(labelled.values()))},
         cases=cases,
     )
 

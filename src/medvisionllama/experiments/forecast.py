@@ -92,6 +92,7 @@ def forecast(
     tasks: Mapping[str, Task],
     absent: Mapping[str, tuple[Path, int]] = MappingProxyType({}),
     *,
+    unbuilt: Collection[str] = (),
     all_tasks: bool = False,
 ) -> Forecast:
     """Say what there is to do without doing it; reads some headers but no image, and asks no hub.
@@ -102,6 +103,7 @@ def forecast(
         tasks: The tasks at hand, by name.
         absent: Of tasks asked for that are not at hand the folder, and how many cells they have; these are in no
             other figure.
+        unbuilt: Rows of the table that no network here stands for, as the paper prints them.
         all_tasks: Whether the table is about all ten tasks of the Decathlon.
     """
     to_do = [cell for cell in work.cells if cell.key not in rows]
@@ -125,7 +127,13 @@ def forecast(
     stored = sum(_prepared_bytes(cell, tasks[cell.task], voxels[cell.task]) for cell in prepared.values())
     blocks = _missing_blocks(to_do, work)
     fetched = sum(CATALOG[source].layer_bytes for source in blocks if source in CATALOG)
-    missing = [*blocks.values(), *_absent_tasks(absent), *(_missing_tasks(work, absent) if all_tasks else [])]
+    rows_missing = [f"missing row   {row}: no such network here; its label maps by --predictions" for row in unbuilt]
+    missing = [
+        *rows_missing,
+        *blocks.values(),
+        *_absent_tasks(absent),
+        *(_missing_tasks(work, absent) if all_tasks else []),
+    ]
     return Forecast(
         cells=work.cells,
         measured=set(rows),

@@ -133,7 +133,9 @@ class Reproduction:
     def forecast(self) -> Forecast:
         """What it would take."""
         absent = {name: (folder, len(self._labelled([(name, "")]))) for name, folder in self.absent.items()}
-        return forecast(self.work(), self.rows(), self.tasks, absent, all_tasks=self.table is not None)
+        given = {name for name, _ in self.request.predictions}
+        unbuilt = [row for row in self.table.absent if row not in given] if self.table else []
+        return forecast(self.work(), self.rows(), self.tasks, absent, unbuilt=unbuilt, all_tasks=self.table is not None)
 
     def measure(
         self,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from medvisionllama.config import load_recipe
 from medvisionllama.experiments.paper_tables import PAPER_GRID, Labelled, PaperTable
 from medvisionllama.experiments.rows import Row
+from medvisionllama.experiments.table_counts import CLOCKED
 from medvisionllama.experiments.tables import TASKS, published
 from medvisionllama.models.medvisionllama import ModelConfig
 from medvisionllama.recipe import Recipe
@@ -57,6 +59,7 @@ def differences_of(
         f"**Recipe**: {_recipe_said(table, recipes)}.",
         f"**Weights**: {'; '.join(swapped) or 'the language models that the paper names, or none'}.",
         *_depth_said(table, cells),
+        *_times_said(table, rows),
         _grid_said(table, cells),
         "**Protocol**: labels by nearest neighbour; split by patient before augmentation, test 10 %, folds over the "
         "rest; scored on the model's grid, as the papers must have, and on the image's own.",
@@ -103,6 +106,29 @@ def _depth_said(table: PaperTable, cells: Sequence[Labelled]) -> list[str]:
         f"**ViT-Depth**: {grown.width} wide, {grown.depth} blocks, {grown.heads} heads, as many parameters as "
         "MedVisionLlama has around the block that stands in."
     ]
+
+
+def _times_said(table: PaperTable, rows: Collection[Row]) -> list[str]:
+    """Where the clock stood, and that it also measures what else a machine does."""
+    clocked = [count for count in table.counts if count in CLOCKED]
+    if not clocked or not rows:
+        return []
+    seen = [row.content["environment"] for row in rows]
+    where = sorted({_clock_stood_on(environment) for environment in seen})
+    said = (
+        f"**Times** are a clock's, here on {' and '.join(where)}, together with whatever else the machine did then, "
+        "which no row knows; the paper's on an A100"
+    )
+    if "inference_ms" in clocked:
+        said += ". `inference_ms`: one volume of the model's grid through the trained network, the faster of two passes"
+    return [f"{said}."]
+
+
+def _clock_stood_on(environment: Mapping[str, Any]) -> str:
+    if environment["device"] != "cpu":
+        return str(environment["device"])
+    threads = environment["cores"]
+    return f"{environment['processor']} ({threads} {'thread' if threads == 1 else 'threads'})"
 
 
 def _grid_said(table: PaperTable, cells: Sequence[Labelled]) -> str:

@@ -252,8 +252,14 @@ def _average_effect(own: Sequence[Entry], measures: Sequence[Entry | None], part
 
 
 def _with_holm(lines: Sequence[Line]) -> list[Line]:
-    adjusted = holm([line.effect.cases.t_p if line.effect else math.nan for line in lines])
-    return [replace(line, holm_p=p) for line, p in zip(lines, adjusted, strict=True)]
+    """The part's tests as one family; an average of a single task is that task's test and counts once."""
+    tests = {_test_of(line): line.effect.cases.t_p for line in lines if line.effect}
+    adjusted = dict(zip(tests, holm([*tests.values()]), strict=True))
+    return [replace(line, holm_p=adjusted[_test_of(line)]) if line.effect else line for line in lines]
+
+
+def _test_of(line: Line) -> tuple[RowKey, tuple[str, ...], str]:
+    return (line.key, line.tasks or (line.task,), line.metric)
 
 
 def number_of(table: PaperTable) -> str:
