@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "medvisionllama"
 
 # The first entry that matches a module's name decides. docs/architecture.md tells the same story.
 FLOORS = [
-    (0, ("errors", "whole_file", "label_reading")),
+    (0, ("errors", "whole_file", "held", "label_reading")),
     (
         1,
         (

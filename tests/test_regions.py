@@ -53,6 +53,7 @@ def test_regions_are_trained_written_and_scored(task: Path, machine: Machine, tm
     stored, plan = read_experiment(run.config), read_plan(run.plan)
     assert (stored.recipe.loss, stored.model.out_channels) == ("dice_bce", 2)  # asked for was dice_ce
     assert plan.targets == {"whole": (1, 2), "core": (2,)}
+    assert train_run(experiment, run.path, machine, resume=True)["steps"] == 2, "asked for as it was begun"
     part = run.part("validation", None)
     assert {row.class_name for row in read_scores(part / "scores.csv")} == {"whole", "core"}
     (mask, *_) = sorted((part / "predictions").iterdir())

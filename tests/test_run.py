@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,12 @@ from medvisionllama.config import Experiment, make_experiment, read_experiment
 from medvisionllama.data.decathlon import read_task
 from medvisionllama.data.nifti import read_label_map, read_volume
 from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
+from medvisionllama.data.plan import read_plan
 from medvisionllama.data.splits import Splits
 from medvisionllama.errors import InputError
+from medvisionllama.held import sole_writer
 from medvisionllama.listener import Silent
-from medvisionllama.loading import load_member, load_segmenter
+from medvisionllama.loading import Inference, load_member, load_segmenter
 from medvisionllama.machine import Machine
 from medvisionllama.predict import Look, Room, look_at_volumes
 from medvisionllama.run import train_run
@@ -256,6 +259,70 @@ def test_going_on_with_other_settings_is_refused(phantom: Path, machine: Machine
     assert read_experiment(tmp_path / "run" / "config.yaml").seed == 0
 
 
+def test_a_run_goes_on_where_its_data_lies_now(phantom: Path, machine: Machine, tmp_path: Path) -> None:
+    """Where files lie decides no result: another machine mounts them elsewhere."""
+    what = experiment(phantom, steps=20)
+    train_run(what, tmp_path / "whole", machine)
+    old = Path(shutil.copytree(phantom, tmp_path / "old"))
+    with pytest.raises(KeyboardInterrupt):
+        train_run(replace(what, dataset=str(old)), tmp_path / "run", machine, listener=Stop(10))
+    new = replace(what, dataset=str(old.rename(tmp_path / "new")))
+    train_run(new, tmp_path / "run", machine, resume=True)
+    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "run")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert read_scores(tmp_path / "run" / "validation" / "scores.csv")
+    (old.parent / "new" / "dataset.json").write_text((phantom / "dataset.json").read_text().replace("phantom_000", "renamed"))
+    with pytest.raises(InputError, match="renamed"):
+        train_run(new, tmp_path / "run", machine, resume=True)
+
+
+def test_a_run_goes_on_with_its_block_in_another_folder(
+    phantom: Path, machine: Machine, tmp_path: Path, real_data: Path
+) -> None:
+    blocks = {}
+    for name in ("here", "there"):
+        blocks[name] = Path(shutil.copytree(real_data / "weights" / "stories260K" / "hf", tmp_path / name))
+    start, moved = (experiment(phantom, "medvisionllama", steps=20, block=str(b)) for b in blocks.values())
+    with pytest.raises(KeyboardInterrupt):
+        train_run(start, tmp_path / "run", machine, listener=Stop(10))
+    shutil.rmtree(blocks["here"])
+    weights_file = next(blocks["there"].glob("*.safetensors"))
+    kept = weights_file.read_bytes()
+    save_file({n: t + 1 for n, t in load_file(weights_file).items()}, weights_file, {"format": "pt"})
+    with pytest.raises(InputError, match="not the one that"):
+        train_run(moved, tmp_path / "run", machine, resume=True)
+    weights_file.write_bytes(kept)
+    assert train_run(moved, tmp_path / "run", machine, resume=True)["steps"] == 20
+
+
+def test_a_run_planned_for_a_memory_is_its_own_and_scored_within_it(
+    phantom: Path, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def part(*given: Any, inference: Inference, **named: Any) -> dict[str, Any]:
+        seen.append(inference)
+        return predict_part(*given, inference=inference, **named)
+
+    monkeypatch.setattr("medvisionllama.run.predict_part", part)
+    what = experiment(phantom, steps=2)
+    train_run(what, tmp_path / "run", machine, memory_gb=0.3)
+    assert read_plan(tmp_path / "run" / "plan.json").batch_size not in (None, what.recipe.batch_size)
+    assert [inference.memory_gb < 0.3 for inference in seen] == [True]
+    assert train_run(what, tmp_path / "run", machine, resume=True)["steps"] == 2, "asked for as it was begun"
+
+
+def test_two_trainings_in_one_folder_are_refused(phantom: Path, machine: Machine, tmp_path: Path) -> None:
+    what = experiment(phantom, steps=20)
+    with sole_writer(tmp_path), pytest.raises(InputError, match=r"another process is writing in .*Wait for it"):
+        train_run(what, tmp_path, machine)
+    assert not list(tmp_path.iterdir()), "what was refused has left nothing"
+    with pytest.raises(KeyboardInterrupt):
+        train_run(what, tmp_path, machine, listener=Stop(10))
+    assert not list(tmp_path.glob("*.lock")) + list(tmp_path.glob(".*lock"))
+    train_run(what, tmp_path, machine, resume=True)
+
+
 def test_another_seed_gives_other_weights(phantom: Path, machine: Machine, tmp_path: Path) -> None:
     """Negative control of the one above."""
     for seed in (0, 1):
@@ -317,8 +384,6 @@ def test_a_loss_that_does_not_fit_the_output_is_refused(
 
 
 def test_a_moved_block_is_named_anew(phantom: Path, machine: Machine, tmp_path: Path, real_data: Path) -> None:
-    import shutil
-
     source = real_data / "weights" / "stories260K" / "hf"
     shutil.copytree(source, tmp_path / "here")
     train_run(experiment(phantom, "medvisionllama", steps=1, block=str(tmp_path / "here")), tmp_path / "run", machine)

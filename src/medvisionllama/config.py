@@ -129,6 +129,25 @@ class Experiment:
                 model = even
         return replace(self, fold=fold, recipe=recipe, model=model)
 
+    def found_where(self, asked: Experiment) -> Experiment:
+        """The experiment with its data set, and its language block if that is a folder, where ``asked`` has them.
+
+        Where files lie decides no result: cases are known by their contents, a block by its hash.
+        """
+        moved = replace(self, dataset=asked.dataset)
+        place = asked.folder_of_block
+        if place is None or self.folder_of_block is None or not isinstance(self.model, ModelConfig):
+            return moved
+        return replace(moved, model=with_block(self.model, place))
+
+    @property
+    def folder_of_block(self) -> str | None:
+        """The folder its language block comes from; None where it has none, or one of a hub or of the package."""
+        if not isinstance(self.model, ModelConfig) or self.model.middle.kind == "none":
+            return None
+        source = self.model.middle.block.source
+        return source if Path(source).is_absolute() else None
+
     def lasting(self, training_cases: int) -> Experiment:
         """The experiment with epochs turned into steps, once the number of training cases is known."""
         if self.recipe.steps:

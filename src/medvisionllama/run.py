@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,18 @@ from torch import nn
 
 from medvisionllama.checkpoint import load_tensors, model_tensors, put_model_tensors
 from medvisionllama.config import Experiment, read_experiment, refuse_other, write_experiment
-from medvisionllama.data.dataset import BatchSource, prepare, refuse_unusable
+from medvisionllama.data.dataset import BatchSource, PreparedCase, prepare, refuse_unusable
 from medvisionllama.data.decathlon import Task, read_task
 from medvisionllama.data.plan import Plan, read_plan, write_plan
 from medvisionllama.data.planning import make_plan
 from medvisionllama.data.splits import Splits, make_splits, read_splits, write_splits
 from medvisionllama.errors import InputError
+from medvisionllama.held import sole_writer
 from medvisionllama.language.block import BlockIdentity, verify
 from medvisionllama.language.fetch import fetch_block
 from medvisionllama.language.norms import NormWatch
 from medvisionllama.listener import Listener, Silent
+from medvisionllama.loading import Inference, told_where
 from medvisionllama.machine import Machine
 from medvisionllama.models.medvisionllama import ModelConfig
 from medvisionllama.models.network import Network, build_network
@@ -75,7 +78,7 @@ def train_run(
     run.refuse_other_version()
     resume = resume and run.config.exists()
     if resume:
-        setup = _stored(run, experiment, named, splits)
+        setup = _stored(run, machine, experiment, named, splits)
     else:
         own_batch = "recipe.batch_size" in (named or ())
         setup = _planned(experiment, run, splits, _Memory(memory_gb, machine.processes.count, own_batch))
@@ -88,97 +91,114 @@ def train_run(
             f"{folder} keeps the window, batch and steps it began with: --memory-gb and --max-minutes change nothing"
         )
     going_on = resume and run.checkpoint.exists()  # killed before the first one, a run begins again from its start
+    machine = told_where(machine, setup.experiment)
     processes = machine.processes
     first = processes.rank == 0
     if first:
         refuse_unwritable(run.path)
-        clear_litter(run.path)
-    with processes.first_goes_first(each_machine=True):
-        _fetch_block(setup.experiment, machine, listener)
-    plan, fold, fraction = setup.plan, setup.experiment.fold, setup.experiment.fraction
-    training = setup.task.named(setup.splits.training(fold, fraction))
-    validation = setup.task.named(setup.splits.validation(fold))
-    with processes.first_goes_first(each_machine=True):  # the others find the files there
-        folder_of_all = machine.cache / "prepared"
+    with sole_writer(run.path) if first else nullcontext():
+        if first:
+            clear_litter(run.path)
+        with processes.first_goes_first(each_machine=True):
+            _fetch_block(setup.experiment, machine, listener)
+        prepared, to_validate = _prepared(setup, machine, listener)
+        experiment = setup.experiment.lasting(len(prepared))
+        batches = _batches(experiment.recipe, setup.plan, prepared, experiment.seed, processes)
+        model = build_network(
+            experiment.model, seed=experiment.seed, cache=machine.block_cache, offline=machine.offline
+        ).to(machine.device)
+        identity = model.block.identity if model.block is not None else None
+        if experiment.init_from is not None and not going_on:
+            listener.note(_take_over(model, Path(experiment.init_from)))
+        about_gb = _needed_gb(experiment, setup.plan, processes)
+        listener.note(
+            f"window {setup.plan.window}, batch {experiment.recipe.batch_size}: about {about_gb:.2g} GB to train"
+        )
+        if not resume:
+            if max_minutes is not None:
+                pace = seconds_per_step(model, batches, experiment.recipe, machine.device, processes)
+                steps = max(1, int(max_minutes * 60 * TRAINING_SHARE / pace))
+                experiment = replace(experiment, recipe=replace(experiment.recipe, steps=steps))
+                listener.note(f"{pace:.3f} s a step: {steps} steps in {max_minutes:g} minutes")
+            if first:
+                write_plan(setup.plan, run.plan)
+                write_splits(setup.splits, run.splits)
+                write_experiment(experiment, run.config)  # last: a folder with it can be resumed
+        if first:
+            write_json(run.environment, environment(machine.device, command) | {"processes": processes.count})
+
+        # What a training was planned for, validating and scoring get too, in a resumed run as well.
+        memory_gb = MEMORY_GB if setup.plan.batch_size is None else min(MEMORY_GB, about_gb)
+        recipe, plan, room = experiment.recipe, setup.plan, Room(memory_gb, machine.cache / "passing")
+
+        def validate(trained: nn.Module) -> Validated:
+            look = look_at_volumes(trained, plan, to_validate, recipe.loss, machine.device, recipe.dtype, room)
+            return Validated(look.dice, look.loss)
+
+        watch = NormWatch(model.block) if model.block is not None else None
+        outcome = train(
+            model,
+            batches,
+            recipe,
+            run,
+            device=machine.device,
+            left_out=model.left_out_of_files(),
+            notes={"format": FORMAT_VERSION, "block": identity.to_dict() if identity else None},
+            validate=validate if to_validate else None,
+            observe=lambda: _norms(watch),
+            report=lambda entry: listener.training(entry, recipe.steps),
+            resume=going_on,
+            checkpoint_seconds=machine.checkpoint_seconds,
+            processes=processes,
+        )
+        if watch is not None:
+            watch.close()
+        if model.block is not None and identity is not None and not model.block.trained:
+            verify(model.block, identity)  # frozen means frozen: bit-identical after training
+        counts = {"training": len(prepared), "validation": len(to_validate), "test": len(setup.splits.test)}
+        with processes.first_goes_first():
+            if first:
+                write_json(run.summary, _summary(experiment, plan, counts, outcome, model, identity, command))
+                if to_validate:
+                    predict_part(run, "validation", machine, inference=Inference(memory_gb), listener=listener)
+                else:
+                    listener.note("the split has no validation part: nothing is scored, the last weights are kept")
+                run.checkpoint.unlink(missing_ok=True)
+                run.checkpoint_state.unlink(missing_ok=True)
+            summary: dict[str, Any] = read_json(run.summary)  # written by now, whoever reads it
+            return summary
+
+
+def _prepared(
+    setup: _Setup, machine: Machine, listener: Listener
+) -> tuple[Sequence[PreparedCase], Sequence[PreparedCase]]:
+    """The cases that train and those that validate, on the plan's grid; a machine's first process makes the files."""
+    training = setup.task.named(setup.splits.training(setup.experiment.fold, setup.experiment.fraction))
+    validation = setup.task.named(setup.splits.validation(setup.experiment.fold))
+    with machine.processes.first_goes_first(each_machine=True):
         everything = prepare(
             [*training, *validation],
-            plan,
-            folder_of_all,
-            lambda c: listener.track(list(c), "Preparing"),
+            setup.plan,
+            machine.cache / "prepared",
+            lambda cases: listener.track(list(cases), "Preparing"),
             machine.workers,
         )
-        prepared, to_validate = everything[: len(training)], everything[len(training) :]
+    return everything[: len(training)], everything[len(training) :]
 
-    experiment = setup.experiment.lasting(len(training))
-    seed, recipe = experiment.seed, experiment.recipe
-    batches = BatchSource(
-        prepared,
-        plan.window,
-        _share(recipe, processes),
-        recipe.foreground_share,
-        seed,
-        plan.reading,
-        plan.numbered_mirroring,
+
+def _batches(
+    recipe: Recipe, plan: Plan, prepared: Sequence[PreparedCase], seed: int, processes: Processes
+) -> BatchSource:
+    share = _share(recipe, processes)
+    return BatchSource(
+        prepared, plan.window, share, recipe.foreground_share, seed, plan.reading, plan.numbered_mirroring
     )
-    model = build_network(experiment.model, seed=seed, cache=machine.block_cache, offline=machine.offline)
-    identity = model.block.identity if model.block is not None else None
-    model.to(machine.device)
-    if experiment.init_from is not None and not going_on:
-        listener.note(_take_over(model, Path(experiment.init_from)))
-    about = replace(experiment, recipe=replace(recipe, batch_size=_share(recipe, processes))).memory_gb(plan.window)
-    listener.note(f"window {plan.window}, batch {recipe.batch_size}: about {about:.2g} GB to train")
-    watch = NormWatch(model.block) if model.block is not None else None
-    if not resume:
-        if max_minutes is not None:
-            pace = seconds_per_step(model, batches, recipe, machine.device, processes)
-            recipe = replace(recipe, steps=max(1, int(max_minutes * 60 * TRAINING_SHARE / pace)))
-            experiment = replace(experiment, recipe=recipe)
-            listener.note(f"{pace:.3f} s a step: {recipe.steps} steps in {max_minutes:g} minutes")
-        if first:
-            write_plan(plan, run.plan)
-            write_splits(setup.splits, run.splits)
-            write_experiment(experiment, run.config)  # last: a folder with it can be resumed
-    if first:
-        write_json(run.environment, environment(machine.device, command) | {"processes": processes.count})
 
-    # What a training was planned for, validating gets too: stored, so that a resumed run has it as well.
-    room = Room(MEMORY_GB if plan.batch_size is None else min(MEMORY_GB, about), machine.cache / "passing")
 
-    def validate(trained: nn.Module) -> Validated:
-        look = look_at_volumes(trained, plan, to_validate, recipe.loss, machine.device, recipe.dtype, room)
-        return Validated(look.dice, look.loss)
-
-    outcome = train(
-        model,
-        batches,
-        recipe,
-        run,
-        device=machine.device,
-        left_out=model.left_out_of_files(),
-        notes={"format": FORMAT_VERSION, "block": identity.to_dict() if identity else None},
-        validate=validate if to_validate else None,
-        observe=lambda: _norms(watch),
-        report=lambda entry: listener.training(entry, recipe.steps),
-        resume=going_on,
-        checkpoint_seconds=machine.checkpoint_seconds,
-        processes=processes,
-    )
-    if watch is not None:
-        watch.close()
-    if model.block is not None and identity is not None and not model.block.trained:
-        verify(model.block, identity)  # frozen means frozen: bit-identical after training
-    counts = {"training": len(training), "validation": len(validation), "test": len(setup.splits.test)}
-    with processes.first_goes_first():
-        if first:
-            write_json(run.summary, _summary(experiment, plan, counts, outcome, model, identity, command))
-            if validation:
-                predict_part(run, "validation", machine, listener=listener)
-            else:
-                listener.note("the split has no validation part: nothing is scored, the last weights are kept")
-            run.checkpoint.unlink(missing_ok=True)
-            run.checkpoint_state.unlink(missing_ok=True)
-        summary: dict[str, Any] = read_json(run.summary)  # written by now, whoever reads it
-        return summary
+def _needed_gb(experiment: Experiment, plan: Plan, processes: Processes) -> float:
+    """About how much each process's device needs to train."""
+    share = _share(experiment.recipe, processes)
+    return replace(experiment, recipe=replace(experiment.recipe, batch_size=share)).memory_gb(plan.window)
 
 
 def _share(recipe: Recipe, processes: Processes) -> int:
@@ -270,7 +290,7 @@ def like_sibling(
             planned for a memory.
     """
     sibling.refuse_other_version()
-    stored, plan = read_experiment(sibling.config), read_plan(sibling.plan)
+    stored, plan = read_experiment(sibling.config).found_where(asked), read_plan(sibling.plan)
     refuse_other(stored, asked, [name for name in named if name != "fold"], str(sibling.config))
     if (plan.batch_size is None) != (memory_gb is None):
         raise InputError(
@@ -280,18 +300,23 @@ def like_sibling(
     return stored.of_fold(asked.fold, plan)
 
 
-def _stored(run: RunFolder, asked: Experiment | None, named: Collection[str] | None, splits: Splits | None) -> _Setup:
-    """An interrupted run's own; what is asked for must not contradict it."""
+def _stored(
+    run: RunFolder, machine: Machine, asked: Experiment | None, named: Collection[str] | None, splits: Splits | None
+) -> _Setup:
+    """An interrupted run's own; what is asked for must not contradict it, but for where its data lies."""
     experiment, plan, stored = read_experiment(run.config), read_plan(run.plan), read_splits(run.splits)
     if splits is not None and splits.to_dict() != stored.to_dict():
         raise InputError(f"{run.splits} holds other splits than asked for", mend="Leave out --splits and --patient.")
     if asked is not None:
+        experiment = experiment.found_where(asked)
         if named is None:
-            steps = asked.recipe.steps or experiment.recipe.steps
-            asked = replace(asked.fitted_to(plan), recipe=replace(asked.recipe, steps=steps))
+            fitted = asked.fitted_to(plan)
+            asked = replace(fitted, recipe=replace(fitted.recipe, steps=asked.recipe.steps or experiment.recipe.steps))
             named = tuple(asdict(asked))
         refuse_other(experiment, asked, named, str(run.config))
-    return _Setup(experiment, read_task(experiment.dataset), stored, plan)
+    task = read_task(machine.dataset or experiment.dataset)
+    stored.verify([case.name for case in task.cases])
+    return _Setup(experiment, task, stored, plan)
 
 
 def _take_over(model: Network, folder: Path) -> str:

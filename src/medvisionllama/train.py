@@ -386,7 +386,7 @@ class _Files:
         tensors = _prefixed("model.", model_tensors(self.model, self.left_out)) | optimizer_tensors(self.optimizer)
         if self.average is not None:
             tensors |= _prefixed("average.", self.average.tensors)
-        notes = {"format": FORMAT_VERSION} | asdict(state)
+        notes = {"format": FORMAT_VERSION, "block": self.notes.get("block")} | asdict(state)
         # The notes inside the tensors' own file are what is read again: two files could disagree after a crash.
         save_tensors(self.run.checkpoint, tensors, notes)
         write_json(self.run.checkpoint_state, notes)
@@ -396,6 +396,14 @@ class _Files:
         tensors, notes = load_tensors(self.run.checkpoint)
         if notes.pop("format", None) != FORMAT_VERSION:
             raise InputError(f"{self.run.checkpoint} is of another version", mend="Train again without --resume.")
+        before, now = ((block or {}).get("sha256") for block in (notes.pop("block", None), self.notes.get("block")))
+        if before is not None and before != now:
+            raise InputError(
+                f"the language block is not the one that {self.run.path} began with",
+                got=f"sha256 {now}",
+                expected=before,
+                mend="Name the folder it lies in now by --block.",
+            )
         put_model_tensors(self.model, _under("model.", tensors), self.left_out)
         put_optimizer_tensors(self.optimizer, {n: t for n, t in tensors.items() if n.startswith("optimizer.")})
         if self.average is not None:

@@ -10,21 +10,20 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
-from filelock import FileLock, Timeout
 
 from medvisionllama.data.splits import Splits
 from medvisionllama.errors import InputError
 from medvisionllama.experiments.cells import Cell
 from medvisionllama.experiments.rows import collect, read_rows, row_path, write_row
 from medvisionllama.experiments.source import state_of_source
+from medvisionllama.held import held
 from medvisionllama.listener import Listener, Silent
-from medvisionllama.loading import load_member
+from medvisionllama.loading import load_member, told_where
 from medvisionllama.machine import Machine, choose_device, default_cache
 from medvisionllama.run import train_run
 from medvisionllama.run_folder import RunFolder, read_json, write_text
@@ -132,7 +131,7 @@ def measure(cell: Cell, work: Work, worker: int = 0, listener: Listener | None =
     path = row_path(work.rows, cell)
     if path.exists():
         return "there already"
-    with _held(work.runs / f"{cell.name}.lock") as ours:
+    with held(work.runs / f"{cell.name}.lock") as ours:
         if not ours:
             return "held by another"
         if path.exists():  # finished by another between the look and the lock
@@ -140,9 +139,10 @@ def measure(cell: Cell, work: Work, worker: int = 0, listener: Listener | None =
         started = time.perf_counter()
         run = RunFolder(work.runs / cell.name)
         splits = work.splits[cell.splits]
-        machine = machine_of(work, worker)
+        experiment = cell.experiment(work.datasets[cell.task])
+        machine = told_where(machine_of(work, worker), experiment)
         train_run(
-            cell.experiment(work.datasets[cell.task]),
+            experiment,
             run.path,
             machine,
             splits=splits,
@@ -183,19 +183,3 @@ def _in_turn(cells: Sequence[Cell], worker: int, workers: int) -> Iterator[Cell]
     """A worker's own share in order, then all others': what a dead worker left."""
     yield from cells[worker::workers]
     yield from (cell for index, cell in enumerate(cells) if index % workers != worker)
-
-
-@contextmanager
-def _held(path: Path) -> Iterator[bool]:
-    """Whether this process holds the cell while the block runs; the system frees what a dead process held."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
