@@ -271,7 +271,9 @@ def test_a_run_goes_on_where_its_data_lies_now(phantom: Path, machine: Machine, 
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "run")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert read_scores(tmp_path / "run" / "validation" / "scores.csv")
-    (old.parent / "new" / "dataset.json").write_text((phantom / "dataset.json").read_text().replace("phantom_000", "renamed"))
+    (old.parent / "new" / "dataset.json").write_text(
+        (phantom / "dataset.json").read_text().replace("phantom_000", "renamed")
+    )
     with pytest.raises(InputError, match="renamed"):
         train_run(new, tmp_path / "run", machine, resume=True)
 

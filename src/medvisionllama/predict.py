@@ -232,12 +232,12 @@ def look_at_volumes(
     losses = []
     member = Member(model, plan, precision=precision)
     for case in cases:
-        image = torch.from_numpy(np.array(case.image))
+        image, label = torch.from_numpy(np.array(case.image)), np.asarray(case.label)
         sweeps = fine_sweeps([member], [image], None, device, room or Room())
         of_case = LossOfPieces(loss, plan.reading)
-        found = choices_on(sweeps, plan.out_channels, partial(_add_piece, of_case, sweeps[0].sweep, case.label))
+        found = choices_on(sweeps, plan.out_channels, partial(_add_piece, of_case, sweeps[0].sweep, label))
         losses.append(of_case.value())
-        pairs = _pairs(found, case.label, plan.reading.ignored)
+        pairs = _pairs(found, label, plan.reading.ignored)
         for name, numbers in plan.numbered_targets.items():
             if voxels := int(pairs[list(numbers)].sum()) + int(pairs[:, list(numbers)].sum()):
                 by_class[name].append(2 * int(pairs[np.ix_(numbers, numbers)].sum()) / voxels)

@@ -19,6 +19,7 @@ from medvisionllama.data.prepare import REMEMBERED_PLACES, foreground_places
 from medvisionllama.data.preprocess import label_to_model_grid, to_model_grid
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import Shape, Volume, ras_grid
+from medvisionllama.mapped import StoredArray
 from medvisionllama.sliding_window import sliding_window
 
 
@@ -52,7 +53,7 @@ def test_prepared_cases_are_what_preprocessing_makes(task: Task, plan: Plan, cac
         np.testing.assert_array_equal(prepared.image, to_model_grid(image, plan))
         np.testing.assert_array_equal(prepared.label, label_to_model_grid(label, plan))
         assert prepared.name == case.name
-        assert isinstance(prepared.image, np.memmap)
+        assert isinstance(prepared.image, StoredArray)
         assert prepared.spacing_mm == pytest.approx(ras_grid(image.grid).with_shape(prepared.label.shape).spacing_mm)
         assert prepared.spacing_mm == pytest.approx(plan.spacing_mm, rel=0.1)
 
@@ -166,6 +167,31 @@ def test_a_full_disk_is_told(task: Task, plan: Plan, cache: Path, monkeypatch: p
     assert files(cache) == {}
 
 
+def test_prepared_cases_keep_no_file_open(task: Task, plan: Plan, cache: Path) -> None:
+    """Each map holds a file, and a data set has more cases than a process may open files."""
+    resource = pytest.importorskip("resource")
+    prepared = prepare(task.cases[:2], plan, cache)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = len([*Path("/dev/fd").iterdir()])
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 8, hard))
+        many = [case for _ in range(20) for case in prepare(task.cases[:2], plan, cache)]
+        BatchSource([*prepared, *many], (8, 8, 8), 30, 0.0, 0).batch(0)
+        with pytest.raises(InputError, match="Too many open files"):  # the limit does bite
+            [np.asarray(case.image) for case in many]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_prepared_file_that_goes_while_it_is_used_is_told(task: Task, plan: Plan, cache: Path) -> None:
+    (case,) = prepare(task.cases[:1], plan, cache)
+    for path in cache.rglob("*.npy"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"is gone or was changed.*Start again"):
+        BatchSource([case], (8, 8, 8), 1, 0.0, 0).batch(0)
+    assert BatchSource(prepare(task.cases[:1], plan, cache), (8, 8, 8), 1, 0.0, 0).batch(0).cases == ("phantom_000",)
+
+
 def test_a_damaged_prepared_file_is_told(task: Task, plan: Plan, cache: Path) -> None:
     prepare(task.cases[:1], plan, cache)
     for path in cache.rglob("*.npy"):
@@ -249,7 +275,7 @@ def test_rounding_in_an_affine_never_turns_a_label_map_against_its_image(plan: P
     assert ras_grid(stored[0]).shape != ras_grid(stored[1]).shape  # negative control: alone they would part
     (prepared,) = prepare([case], replace(plan, spacing_mm=(1.0, 1.0, 1.0)), tmp_path / "cache")
     assert prepared.image.shape[1:] == prepared.label.shape
-    np.testing.assert_array_equal(prepared.image[0] > 0, prepared.label == 1)
+    np.testing.assert_array_equal(prepared.image[0] > 0, np.asarray(prepared.label) == 1)
 
 
 def test_missing_files_are_told(task: Task, plan: Plan, cache: Path) -> None:
@@ -280,7 +306,6 @@ def test_the_same_seed_and_position_give_the_same_patch() -> None:
 def test_every_case_is_seen_once_an_epoch(count: int, batch_size: int, seed: int) -> None:
     cases = [drawn_case(f"case_{n}", (4, 4, 4)) for n in range(count)]
     batches = source(cases, (4, 4, 4), batch_size, seed=seed)
-    assert batches.steps_per_epoch == -(-count // batch_size)
     names = [name for step in range(4 * count) for name in batches.batch(step).cases]
     for epoch in range(len(names) // count):
         assert sorted(names[epoch * count : (epoch + 1) * count]) == [case.name for case in cases]
@@ -326,7 +351,7 @@ def test_smaller_cases_are_padded_as_in_prediction(shape: Shape) -> None:
         seen.extend(windows)
         return windows
 
-    sliding_window(network, torch.from_numpy(case.image), (8, 6, 10))
+    sliding_window(network, torch.from_numpy(np.array(case.image)), (8, 6, 10))
     if shape[1] <= 6:
         assert torch.equal(batch.image[0], seen[0])
     inside = batch.image[0, 3] == 1

@@ -74,11 +74,6 @@ class BatchSource:
         if self.seed < 0:
             raise InputError("the seed of the draws", got=str(self.seed), expected="0 or more")
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps that show every case once, rounded up."""
-        return -(-len(self.cases) // self.batch_size)
-
     def batch(self, step: int) -> Batch:
         """The patches of step ``step``, counted from 0."""
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)
@@ -88,8 +83,8 @@ class BatchSource:
         label = np.zeros((self.batch_size, *self.window), np.uint8)
         for place, (case, position) in enumerate(zip(cases, positions, strict=True)):
             start = self._first_voxel(case, np.random.default_rng([self.seed, 1, position]))
-            _cut(case.image, start, image[place])
-            _cut(case.label, start, label[place])
+            _cut(np.asarray(case.image), start, image[place])
+            _cut(np.asarray(case.label), start, label[place])
         return Batch(
             image=torch.from_numpy(image),
             label=torch.from_numpy(label),
@@ -132,4 +127,4 @@ def _cut(array: Array, start: Sequence[int], patch: Array) -> None:
         begin, end = max(first, 0), min(first + length, size)
         taken.append(slice(begin, end))
         placed.append(slice(begin - first, end - first))
-    patch[tuple(placed)] = np.asarray(array)[tuple(taken)]  # a memory map's own views are slow to make
+    patch[tuple(placed)] = array[tuple(taken)]

@@ -1,4 +1,4 @@
-"""Cases brought to the model's grid once, by several processes, and kept on disk, memory-mapped.
+"""Cases brought to the model's grid once, by several processes, and kept on disk.
 
 No torch here: a process that prepares starts in a fraction of a second. Axes: ``M`` modalities, ``I J K`` voxels.
 """
@@ -26,6 +26,7 @@ from medvisionllama.data.preprocess import label_to_model_grid, model_shape, to_
 from medvisionllama.data.task import Case
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import Array, ras_grid
+from medvisionllama.mapped import StoredArray
 from medvisionllama.run_folder import to_json
 from medvisionllama.whole_file import whole_file
 
@@ -44,7 +45,7 @@ GB = 1e9
 
 @dataclass(frozen=True, eq=False)
 class PreparedCase:
-    """A case on the model's grid, memory-mapped: opening it reads nothing.
+    """A case on the model's grid, in memory or in files that are open only while they are looked at.
 
     Attributes:
         name: The case's.
@@ -55,8 +56,8 @@ class PreparedCase:
     """
 
     name: str
-    image: Array
-    label: Array
+    image: Array | StoredArray
+    label: Array | StoredArray
     places: Array
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
@@ -188,15 +189,18 @@ def _save(array: Array, path: Path) -> None:
 def _open(job: _Job) -> PreparedCase:
     paths = job.paths
     try:
-        image, label = (np.load(paths[kind], mmap_mode="r", allow_pickle=False) for kind in ("image", "label"))
+        image, label = StoredArray.at(paths["image"]), StoredArray.at(paths["label"])
         places = np.load(paths["places"], allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (FileNotFoundError, ValueError, EOFError) as error:
         raise InputError(
             f"the prepared case {job.case.name} at {paths['image']} is damaged",
             got=str(error),
             mend=f"Delete {paths['image'].parent}; it is made anew.",
         ) from error
-    grid = ras_grid(read_grid(job.case.image)[0]).with_shape(label.shape)
+    except OSError as error:
+        raise InputError(f"the prepared case {job.case.name} cannot be read", got=str(error)) from error
+    i, j, k = label.shape
+    grid = ras_grid(read_grid(job.case.image)[0]).with_shape((i, j, k))
     return PreparedCase(job.case.name, image, label, places, grid.spacing_mm)
 
 
