@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from medvisionllama.data.mirroring import Mirroring
 from medvisionllama.data.phantom import PhantomSettings, phantom_case
 from medvisionllama.data.plan import IntensityRule, Plan
+from medvisionllama.errors import InputError
 from medvisionllama.geometry import Volume, to_ras
 from medvisionllama.predict import Member, Room, Segmenter, _answers_at_once, mirroring_allowed
 from medvisionllama.sliding_window import mirrored
@@ -203,6 +204,23 @@ def test_little_memory_changes_no_voxel(tmp_path: Path) -> None:
     image = Volume(generator.normal(0, 1, (40, 70, 30)).astype(np.float32), np.diag([-1.5, 1.3, 2.4, 1.0]))
     little = Segmenter([Member(LeftAndBright(), PLAN)], torch.device("cpu"), room=Room(1e-6, tmp_path))
     np.testing.assert_array_equal(little.segment(image).array, segmenter().segment(image).array)
+
+
+class Lost(nn.Module):
+    """What a network with damaged weights answers."""
+
+    def forward(self, image_BMIJK: Tensor) -> Tensor:
+        return torch.full((len(image_BMIJK), 3, *image_BMIJK.shape[2:]), torch.nan)
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_answer_that_is_no_number_is_no_label_map(softmax: bool, kept: bool) -> None:
+    regions = {"all": (3, 7), "left": (3,), "bright": (7,)}
+    plan = PLAN if softmax else replace(PLAN, regions=regions, region_values=(3, 3, 7))
+    keep = (lambda place, probability: None) if kept else None
+    with pytest.raises(InputError, match=r"does not answer with numbers \(NaN\)"):
+        Segmenter([Member(Lost(), plan)], torch.device("cpu")).segment(asymmetric_image(), keep=keep)
 
 
 def test_which_channel_a_channel_is_in_a_mirror() -> None:

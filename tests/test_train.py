@@ -182,6 +182,18 @@ def test_a_loss_that_is_not_finite_stops_with_a_word(tmp_path: Path) -> None:
     assert not (tmp_path / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_stops_with_a_word(clip_norm: float, tmp_path: Path) -> None:
+    """The last step's loss is finite, but it left weights that are not: no later loss would tell."""
+    model = network()
+    grown = torch.nn.Parameter(torch.zeros(()))  # the slope of its root is infinite, the root itself 0
+    model.decoder.register_parameter("grown", grown)
+    model.decoder.register_forward_hook(lambda module, inputs, logits: logits + 0 * grown.sqrt())
+    with pytest.raises(InputError, match=r"or its gradient is no longer finite at step 1"):
+        fit(model, recipe(steps=1, clip_norm=clip_norm), tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
 def test_the_best_validation_is_kept(tmp_path: Path) -> None:
     model, dice = network(), iter([0.2, 0.9, 0.5, 0.4])
     kept = {}

@@ -105,7 +105,8 @@ def predict_part(
             keep_pictures(out, task, plan, rows)
             summary[part] = _in_short(scores, rows)
     write_json(run.summary, summary)
-    return summary
+    written: dict[str, Any] = read_json(run.summary)  # where a number that does not exist is None
+    return written
 
 
 def _asked_for(run: RunFolder, folds: Sequence[RunFolder], part: str) -> tuple[Experiment, Plan, Sequence[str]]:

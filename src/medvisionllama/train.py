@@ -138,8 +138,8 @@ def train(
         processes: Those that train together.
 
     Raises:
-        InputError: The loss is no longer finite, the checkpoint is missing or does not fit, or several processes did
-            not start alike.
+        InputError: The loss or its gradient is no longer finite, the checkpoint is missing or does not fit, or several
+            processes did not start alike.
     """
     optimizer = make_optimizer(model, recipe)
     first = processes.rank == 0
@@ -161,7 +161,7 @@ def train(
             loss, interrupted = processes.mean(loss, float(held_back()))
             if not math.isfinite(loss):
                 raise InputError(
-                    f"the loss is no longer finite at step {done}",
+                    f"the loss or its gradient is no longer finite at step {done}",
                     got=str(loss),
                     mend="Lower --recipe.learning_rate, or set --recipe.precision float32.",
                 )
@@ -235,7 +235,10 @@ def train_step(
     device: torch.device,
     processes: Processes = ALONE,
 ) -> float:
-    """One step: draw, bend, forward, backward, clip, update. Returns the loss of this process's share of the batch."""
+    """One step: draw, bend, forward, backward, clip, update.
+
+    Returns the loss of this process's share of the batch; NaN where the gradient is not finite: the weights are lost.
+    """
     # Shares of one batch follow one another in the sequence of draws, so that their number changes nothing in it.
     share = step * processes.count + processes.rank
     batch = batches.batch(share)
@@ -250,10 +253,13 @@ def train_step(
         loss = loss_at_all_resolutions(logits, label, recipe.loss, batches.reading)
         optimizer.zero_grad(set_to_none=True)
         processes.backward(loss)
+    trained = [p for p in model.parameters() if p.grad is not None]
     if recipe.clip_norm:
-        nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], recipe.clip_norm)
+        norm = nn.utils.clip_grad_norm_(trained, recipe.clip_norm)
+    else:
+        norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
     optimizer.step()
-    return float(loss.detach())
+    return float(loss.detach()) if norm.isfinite() else math.nan
 
 
 def loss_at_all_resolutions(

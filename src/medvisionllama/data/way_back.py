@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from medvisionllama.data.plan import Plan
+from medvisionllama.errors import InputError
 from medvisionllama.geometry import Array, Grid, Shape, Volume, onto_axes_of, ras_grid, resize
 from medvisionllama.sliding_window import Sweep
 
@@ -141,6 +142,9 @@ def choices_on(
         members: Sweeps along one axis, looked at on one grid.
         channels: ``C``.
         look: Told each tile's place while the sweeps can be looked up there.
+
+    Raises:
+        InputError: A network answers NaN.
     """
     chosen = np.zeros(members[0].shape, dtype=np.uint8)
     for place in tiles(members, channels):
@@ -150,9 +154,15 @@ def choices_on(
 
 
 def probabilities_on(members: Sequence[FineSweep], channels: int) -> Iterator[tuple[Place, Array]]:
-    """The mean of the members' probabilities, tile by tile: a place and what belongs there, ``(C,...)`` float32."""
+    """The mean of the members' probabilities, tile by tile: a place and what belongs there, ``(C,...)`` float32.
+
+    Raises:
+        InputError: A network answers NaN.
+    """
     for place in tiles(members, channels):
-        yield place, _mean([m.stretch(m.coarse(place), place) for m in members]).cpu().numpy()
+        mean = _mean([m.stretch(m.coarse(place), place) for m in members])
+        _refuse_nan(mean)
+        yield place, mean.cpu().numpy()
 
 
 def tiles(members: Sequence[FineSweep], channels: int) -> Iterator[Place]:
@@ -184,6 +194,7 @@ def _choice(members: Sequence[FineSweep], coarse: Sequence[Tensor], place: Place
     # Between voxels no channel is above its largest or below its smallest neighbour.
     ends = [torch.aminmax(c.flatten(1), dim=1) for c in coarse]
     low, high = _mean([end.min for end in ends]), _mean([end.max for end in ends])
+    _refuse_nan(high)
     if numbers := members[0].numbers:
         chosen = torch.zeros([part.stop - part.start for part in place], dtype=torch.uint8, device=high.device)
         for channel in (high > 0.5).nonzero()[:, 0].tolist():  # in order: later ones over earlier ones
@@ -201,6 +212,14 @@ def _choice(members: Sequence[FineSweep], coarse: Sequence[Tensor], place: Place
         chosen.masked_fill_(fine[number] > best, number)
         best = torch.maximum(best, fine[number])
     return able.to(torch.uint8)[chosen.long()].cpu().numpy()
+
+
+def _refuse_nan(probability: Tensor) -> None:
+    if probability.isnan().any():
+        raise InputError(
+            "the network does not answer with numbers (NaN)",
+            mend="Look at the image; if it is like the others, the weights are damaged: train again.",
+        )
 
 
 def _mean(parts: Sequence[Tensor]) -> Tensor:
