@@ -51,6 +51,18 @@ def test_the_whole_way(phantom: Path, run: Path, tmp_path: Path, capsys: pytest.
     assert (tmp_path / "page" / "index.html").exists()
 
 
+@pytest.mark.parametrize("depth", [["--model.depth", "1"], ["--model.depth=1"]])
+def test_a_dotted_setting_takes_its_own_value_wherever_it_stands(
+    depth: list[str], phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--model", "vit-u", "--steps", "1", "--recipe.precision", "float32", "--recipe.validations", "0"]
+    assert main(["train", *depth, str(phantom), "--run", str(tmp_path / "run"), *asked]) == 0
+    assert "depth: 1\n" in (tmp_path / "run" / "config.yaml").read_text()
+    with pytest.raises(SystemExit):
+        main(["check", *depth, str(phantom)])
+    assert f"unrecognized arguments: {' '.join(depth)}" in capsys.readouterr().err
+
+
 def test_what_evaluate_says_of_a_run_is_what_the_run_says(phantom: Path, run: Path, tmp_path: Path) -> None:
     """Two ways to the same scores: in memory after segmenting, and from the files afterwards."""
     part = run / "validation"

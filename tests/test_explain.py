@@ -159,6 +159,8 @@ def test_log_odds_are_those_of_the_probabilities() -> None:
     logits = torch.randn(2, 3, 2, 2, 2)
     torch.testing.assert_close(torch.sigmoid(foreground_log_odds(logits)), 1 - torch.softmax(logits, 1)[:, 0])
     assert torch.equal(foreground_log_odds(logits[:, :1]), logits[:, 0])
+    certain = foreground_log_odds(torch.full((1, 2, 1, 1, 1), 9.0), softmax=False)
+    assert certain.item() == 9, "two targets by themselves, both there: neither is the other's background"
 
 
 def test_maps_of_images_larger_than_the_window_and_padded_ones() -> None:

@@ -372,6 +372,8 @@ def test_files_of_one_name_and_two_endings_get_a_mask_each(
     (tmp_path / "in" / "a.nii").write_bytes(gzip.decompress(second.read_bytes()))
     written = predict_files([trained], tmp_path / "in", tmp_path / "out", machine)
     assert {path.name for path in written} == {"a.nii", "a.nii.gz"}
+    with pytest.raises(InputError, match=r"holds a case twice, as \.nii and \.nii\.gz"):
+        predict_files([trained], tmp_path / "in", tmp_path / "out", machine, inference=Inference(probabilities=True))
     shapes = {path.name: read_volume(path).array.shape for path in written}
     assert shapes == {"a.nii.gz": read_volume(first).array.shape, "a.nii": read_volume(second).array.shape}
 

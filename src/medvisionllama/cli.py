@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 import traceback
@@ -42,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
-    options, dotted = parser.parse_known_args(given)
+    plain, dotted = _apart(given)
+    options, unknown = parser.parse_known_args(plain)
+    dotted += unknown
     if dotted and options.command != "train":
         parser.error(f"unrecognized arguments: {' '.join(dotted)}")
     options.dotted, options.typed = dotted, ["medvisionllama", *given]
@@ -60,6 +63,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("medvisionllama: interrupted; a training goes on with --resume", file=sys.stderr)
         return INTERRUPTED
     return code
+
+
+def _apart(given: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words argparse knows, and the dotted settings with their values, which it would take for a command's own."""
+    plain, dotted, words = [], [], iter(given)
+    for word in words:
+        if word.startswith(("--model.", "--recipe.")):
+            dotted += [word] if "=" in word else [word, *itertools.islice(words, 1)]
+        else:
+            plain.append(word)
+    return plain, dotted
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -63,7 +63,7 @@ def explain_run(
     if run.folds()[0].path != run.path:
         raise InputError(f"{folder} holds several folds", mend=f"Explain one of them, such as {run.folds()[0].path}.")
     experiment, plan = read_experiment(run.config), read_plan(run.plan)
-    task = read_task(experiment.dataset)
+    task = read_task(machine.dataset or experiment.dataset)
     wanted = [task.case(name) for name in cases]
     segmenter = load_segmenter([folder], machine)
     model = segmenter.members[0].model
@@ -74,7 +74,7 @@ def explain_run(
     for case in wanted:
         image = case.read_image()
         prepared = torch.from_numpy(to_model_grid(image, plan, str(case.image)))
-        maps = volume_maps(model, prepared.to(machine.device), plan.window, names)
+        maps = volume_maps(model, prepared.to(machine.device), plan.window, names, softmax=plan.softmax)
         reference = reference_of(case, plan) if case.label is not None else None
         arrays = picture_arrays(image, segmenter.segment(image, str(case.image)), reference)
         path = run.path / "maps" / f"{case.name}.npz"
@@ -119,26 +119,33 @@ def checked_stages(model: MedVisionLlama, stages: Sequence[str] | None) -> list[
     return [name for name in known if name in stages]
 
 
-def volume_maps(model: MedVisionLlama, image_MIJK: Tensor, window: Shape, stages: Sequence[str]) -> Tensor:
-    """``(stages,I,J,K)`` of a whole image on the model's grid, blended from windows as its logits are."""
+def volume_maps(
+    model: MedVisionLlama, image_MIJK: Tensor, window: Shape, stages: Sequence[str], *, softmax: bool = True
+) -> Tensor:
+    """``(stages,I,J,K)`` of a whole image on the model's grid, blended from windows as its logits are.
+
+    ``softmax`` says whether the output's channels exclude one another; see :func:`watching` for the maps.
+    """
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), watching(model, stages) as collect:
+        with torch.inference_mode(), watching(model, stages, softmax=softmax) as collect:
             return sliding_window(collect, image_MIJK, window)
     finally:
         model.train(was_training)
 
 
 @contextmanager
-def watching(model: MedVisionLlama, stages: Sequence[str]) -> Iterator[Callable[[Tensor], Tensor]]:
+def watching(
+    model: MedVisionLlama, stages: Sequence[str], *, softmax: bool = True
+) -> Iterator[Callable[[Tensor], Tensor]]:
     """Hooks on the stages while the context lasts; it gives a function from images to their maps.
 
     The function takes ``(B,M,I,J,K)`` to ``(B,stages,I,J,K)``: token maps are stretched linearly to the voxels.
 
     - Of a stage with tokens: the root mean square over a token's features. It has no sign and does not depend on the
       width, so that encoder and block compare.
-    - Of the decoder: the log-odds of any foreground, ``logsumexp`` of the foreground logits less the background's.
+    - Of the decoder: the log-odds of foreground (:func:`foreground_log_odds`).
     - Of an attention: how much each token is looked at, the mean over heads and queries of the weights it gets, times
       ``N``: 1 is the share of a token that nobody prefers.
     """
@@ -160,7 +167,7 @@ def watching(model: MedVisionLlama, stages: Sequence[str]) -> Iterator[Callable[
             maps = []
             for name in stages:
                 if name == "decoder":
-                    maps.append(foreground_log_odds(seen.pop(name)))
+                    maps.append(foreground_log_odds(seen.pop(name), softmax=softmax))
                 elif name in parts:
                     maps.append(_on_voxels(model, seen.pop(name).square().mean(-1).sqrt(), images_BMIJK))
                 else:
@@ -171,10 +178,13 @@ def watching(model: MedVisionLlama, stages: Sequence[str]) -> Iterator[Callable[
         yield collect
 
 
-def foreground_log_odds(logits_BCIJK: Tensor) -> Tensor:
-    """``(B,I,J,K)``: of any class against the background, or of the one sigmoid target."""
-    if logits_BCIJK.shape[1] == 1:
-        return logits_BCIJK[:, 0]
+def foreground_log_odds(logits_BCIJK: Tensor, *, softmax: bool = True) -> Tensor:
+    """``(B,I,J,K)``: of any class against the background, the first channel.
+
+    Without ``softmax``, or of a single channel, every channel is a target by itself: of the likeliest one there.
+    """
+    if not softmax or logits_BCIJK.shape[1] == 1:
+        return logits_BCIJK.amax(dim=1)
     return logits_BCIJK[:, 1:].logsumexp(dim=1) - logits_BCIJK[:, 0]
 
 

@@ -21,7 +21,7 @@ class Recipe:
         loss: See :func:`medvisionllama.losses.segmentation_loss`.
         optimizer: ``adam`` (the papers), ``adamw`` or ``sgd`` (Nesterov, momentum 0.99).
         learning_rate: Its peak.
-        weight_decay: Of weights with two axes or more; biases, norms and embeddings of places are spared.
+        weight_decay: Of what has two axes or more, learned embeddings of places too; biases and norms are spared.
         schedule: ``constant`` (the papers), ``cosine`` to zero, or ``poly`` (exponent 0.9) to zero.
         warmup: Share of the steps over which the rate rises linearly from zero.
         clip_norm: Largest norm of the gradient; 0 for none.

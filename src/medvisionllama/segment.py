@@ -95,6 +95,11 @@ def predict_files(
             raise InputError(
                 f"{target} would be overwritten by its own label map", mend="Name another folder by --out."
             )
+    if inference.probabilities and len({case_name(target) for target in targets}) < len(targets):
+        raise InputError(
+            f"{source} holds a case twice, as .nii and .nii.gz: their probabilities would share a file",
+            mend="Keep one of them, or leave out --probabilities.",
+        )
     if dicom_seg:
         refuse_seg(source, out)
     refuse_unwritable(out)

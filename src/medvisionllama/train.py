@@ -335,7 +335,11 @@ def case_generator(seed: int, position: int) -> torch.Generator:
 def _dropout_drawn_from(seed: int, step: int, device: torch.device) -> Iterator[None]:
     """Seed the generators that dropout draws from for this step alone, and leave them as they were."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed((seed * 0x94D049BB133111EB + step * 0x9E3779B97F4A7C15 + 1) % 2**63)
+        number = (seed * 0x94D049BB133111EB + step * 0x9E3779B97F4A7C15 + 1) % 2**63
+        if device.type == "cpu":
+            torch.default_generator.manual_seed(number)  # and no GPU's, which is not restored
+        else:
+            torch.manual_seed(number)
         yield
 
 

@@ -124,6 +124,12 @@ def test_what_cannot_be_written_is_told(tmp_path: Path) -> None:
     task, splits = phantom(tmp_path / "task")
     with pytest.raises(InputError, match="1 to 999"):
         write_nnunet(task, splits, tmp_path / "out", 0)
+    label = task.cases[0].label
+    assert label is not None
+    label.rename(tmp_path / "kept")
+    with pytest.raises(InputError, match=r"labelsTr/.* does not exist"):
+        write_nnunet(task, splits, tmp_path / "out", 5)
+    (tmp_path / "kept").rename(label)
     gap = Task(task.name, task.folder, task.modalities, {1: "Anterior", 4: "Posterior"}, task.cases)
     with pytest.raises(InputError, match="without a gap"):
         write_nnunet(gap, splits, tmp_path / "out", 4)

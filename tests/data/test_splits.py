@@ -109,6 +109,8 @@ def test_tiny_sets_have_fewer_parts_but_none_empty(cases: int, test: int, folds:
         (["a", "b"], {"test_fraction": 1.0}, "test fraction"),
         (["a", "b"], {"patient_of": "^x"}, "finds no patient in the case name a"),
         (["a", "b"], {"patient_of": "("}, "no regular expression"),
+        (["p1", "b"], {"patient_of": r"^(?:p(\d))?"}, "finds no patient in the case name b"),
+        (["p1", "b"], {"patient_of": r"^(p?)"}, "finds no patient in the case name b"),
     ],
 )
 def test_splits_that_cannot_be_drawn(names: list[str], options: dict[str, object], said: str) -> None:
@@ -155,6 +157,7 @@ def test_splits_of_other_cases_are_told_by_name(tmp_path: Path) -> None:
         {"seed": "x"},
         {"patients": []},
         {"test": ["a"], "folds": [["a"], ["b"]]},
+        {"test": [], "folds": [["a", "a"], ["b"]]},
         {"test": [], "folds": [["a"], ["b"]], "patients": {"a": "p", "b": "p"}},
     ],
 )

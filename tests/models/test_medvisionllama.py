@@ -118,6 +118,17 @@ def test_building_leaves_the_global_generator_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_building_seeds_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody would restore its generator."""
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: False)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    torch.manual_seed(0)
+    assert seeded == [0], "negative control: torch seeds them all together"
+    build(replace(named("medvisionllama"), **TINY))
+    assert seeded == [0]
+
+
 def test_lora_mapper_starts_as_its_frozen_base() -> None:
     layer = LoraLinear(6, 10, rank=2, scale=1.0, train_base=False)
     x = torch.randn(4, 6)

@@ -314,6 +314,33 @@ def test_a_later_page_without_images_takes_the_earlier_images_away(tmp_path: Pat
     assert (out / "figures" / "mine.png").exists()
 
 
+@pytest.mark.parametrize("foreign", ["index.html", "figures/case-overview.svg"])
+def test_files_of_somebody_else_are_left_alone(foreign: str, run: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / foreign
+    theirs.parent.mkdir(exist_ok=True)
+    theirs.write_text("<title>My thesis</title>")
+    with pytest.raises(InputError, match=r"holds .*--out"):
+        write_page([run], tmp_path)
+    assert theirs.read_text() == "<title>My thesis</title>"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [theirs]
+
+
+def test_an_interrupted_page_is_taken_up_and_leaves_no_image(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(*given: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("medvisionllama.reports.page._curves", cut)
+        with pytest.raises(KeyboardInterrupt):
+            write_page([run], tmp_path)
+    assert list(tmp_path.glob("figures/case-*"))
+    assert "not finished" in (tmp_path / "index.html").read_text()
+    write_page([run], tmp_path, images=False)
+    assert not list(tmp_path.glob("figures/case-*"))
+
+
 def test_no_run_and_no_folder_are_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no run"):
         write_page([], tmp_path)

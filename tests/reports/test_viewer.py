@@ -35,6 +35,14 @@ def test_nibabel_reads_the_same_voxels_in_the_same_place() -> None:
     assert read.header.get_xyzt_units()[0] == "mm"
 
 
+@pytest.mark.parametrize("largest", [255, 256, 1003, 40_000])
+def test_label_values_of_any_size_are_kept(largest: int) -> None:
+    labels = np.array([0, 2, largest, 1], np.int32).reshape(2, 2, 1)
+    read = nibabel.Nifti1Image.from_bytes(nifti_bytes(labels, np.eye(4)))
+    assert (np.asarray(read.dataobj) == labels).all()
+    assert read.get_data_dtype().itemsize == (1 if largest < 256 else 2 if largest < 2**15 else 4)
+
+
 def test_a_case_is_a_script_that_hands_over_its_volumes(tmp_path: Path) -> None:
     picture = made()
     case = write_case(picture, "a, best", {1: "front", 2: "back"}, tmp_path, "case-1")

@@ -18,13 +18,19 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stages", nargs="+", metavar="STAGE", help="such as encoder, 'mapper in', block, decoder, attention"
     )
+    parser.add_argument("--dataset", type=Path, metavar="FOLDER", help="where the run's data set lies now, if moved")
+    parser.add_argument("--block", metavar="FOLDER", help="where the run's language block lies now, if moved")
     add_machine(parser)
     parser.set_defaults(run=_explain)
 
 
 def _explain(options: argparse.Namespace) -> int:
+    from dataclasses import replace
+
     from medvisionllama.explain import explain_run
 
-    for path in explain_run(options.folder, options.cases, machine_of(options), options.stages):
+    moved = str(options.dataset) if options.dataset else None
+    machine = replace(machine_of(options), block_source=options.block, dataset=moved)
+    for path in explain_run(options.folder, options.cases, machine, options.stages):
         print(path)
     return DONE

@@ -179,6 +179,13 @@ def _one_channel(path: Path) -> bool:
 
 
 def _put(path: Path, target: Path, *, copy: bool) -> None:
+    """Copy or link a file.
+
+    Raises:
+        InputError: It is not there, or the target cannot be written.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} does not exist", mend="Restore it, or leave its case out.")
     with whole_file(target) as part:
         if copy:
             shutil.copyfile(path, part)

@@ -33,7 +33,7 @@ class Splits:
         patients: Case to patient.
 
     Raises:
-        InputError: A patient is in two parts, or a case has no patient.
+        InputError: A patient is in two parts, a case is named twice, or has no patient.
     """
 
     seed: int
@@ -44,6 +44,9 @@ class Splits:
     def __post_init__(self) -> None:
         part_of: dict[str, int] = {}
         for part, cases in enumerate((self.test, *self.folds)):
+            if len({*cases}) < len(cases):
+                twice = next(case for case in cases if cases.count(case) > 1)
+                raise InputError(f"the splits name the case {twice} twice", mend="Make them anew.")
             for case in cases:
                 if case not in self.patients:
                     raise InputError(f"the splits name no patient for the case {case}")
@@ -239,6 +242,7 @@ def _patient(name: str, patient_of: Callable[[str], str] | str | None) -> str:
         found = re.search(patient_of, name)
     except re.error as error:
         raise InputError(f"{patient_of} is no regular expression", got=str(error)) from error
-    if found is None:
+    patient: str | None = (found.group(1) if found.re.groups else found.group()) if found else None
+    if not patient:
         raise InputError(f"the pattern {patient_of} finds no patient in the case name {name}")
-    return found.group(1) if found.re.groups else found.group()
+    return patient

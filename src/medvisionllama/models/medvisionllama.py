@@ -336,5 +336,5 @@ def _stem_widths(config: ModelConfig) -> tuple[int, ...]:
 def _seeded(seed: int, part: str) -> Iterator[None]:
     """Draw from the CPU generator as ``seed`` and ``part`` say, and leave it as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(zlib.crc32(f"{seed}/{part}".encode()))
+        torch.default_generator.manual_seed(zlib.crc32(f"{seed}/{part}".encode()))  # no GPU's, which nobody restores
         yield

@@ -25,5 +25,5 @@ def build_network(
     if isinstance(config, ModelConfig):
         return build(config, seed=seed, meta=meta, cache=cache, offline=offline)
     with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
-        torch.manual_seed(zlib.crc32(f"{seed}/peer".encode()))
+        torch.default_generator.manual_seed(zlib.crc32(f"{seed}/peer".encode()))
         return DynUNet(config)

@@ -136,8 +136,8 @@ def fullest_slice(picture: Picture, plane: Plane) -> int:
     return int(picture.image.shape[plane.normal]) // 2
 
 
-def _columns(picture: Picture) -> list[tuple[str, NDArray[np.uint8] | None]]:
-    columns: list[tuple[str, NDArray[np.uint8] | None]] = [("image", None)]
+def _columns(picture: Picture) -> list[tuple[str, NDArray[np.integer[Any]] | None]]:
+    columns: list[tuple[str, NDArray[np.integer[Any]] | None]] = [("image", None)]
     if picture.reference is not None:
         columns.append(("reference", picture.reference))
     return [*columns, ("prediction", picture.prediction)]
@@ -152,7 +152,7 @@ def draw_slice(
     picture: Picture,
     plane: Plane,
     index: int,
-    labels: NDArray[np.uint8] | None,
+    labels: NDArray[np.integer[Any]] | None,
     box: Sequence[tuple[int, int]],
 ) -> None:
     """One slice in millimetres, its outlines, and letters for the directions."""
@@ -171,8 +171,8 @@ def draw_slice(
 
 
 def _shown(
-    picture: Picture, plane: Plane, index: int, volume: NDArray[np.uint8], box: Sequence[tuple[int, int]]
-) -> tuple[NDArray[np.uint8], float, float]:
+    picture: Picture, plane: Plane, index: int, volume: NDArray[np.integer[Any]], box: Sequence[tuple[int, int]]
+) -> tuple[NDArray[np.integer[Any]], float, float]:
     """The cropped slice, and its width and height in millimetres."""
     crop = tuple(slice(*(edges if axis != plane.normal else (None, None))) for axis, edges in enumerate(box))
     return (
@@ -182,7 +182,7 @@ def _shown(
     )
 
 
-def _outlines(axes: Axes, labels: NDArray[np.uint8], width: float, height: float, dotted: bool = False) -> None:
+def _outlines(axes: Axes, labels: NDArray[np.integer[Any]], width: float, height: float, dotted: bool = False) -> None:
     rows, columns = labels.shape
     # One ring of background closes outlines that touch the picture's edge.
     x = (np.arange(-1, columns + 1) + 0.5) * width / columns

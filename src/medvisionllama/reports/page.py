@@ -30,6 +30,8 @@ from medvisionllama.reports.viewer import VIEWER_FILE, ViewerCase, copy_viewer, 
 from medvisionllama.reports.wording import count, duration, interval, marked_code, number, p_value, signed
 from medvisionllama.run_folder import METRICS, write_text
 
+# In the head of every page, and of nobody else's.
+_MARK = '<meta name="generator" content="medvisionllama'
 OWN_FILES = (
     "index.html",
     *(
@@ -88,15 +90,33 @@ def write_page(runs: Sequence[Path], out: Path, *, images: bool = True) -> Path:
 
 
 def _clear(out: Path) -> None:
-    """Take away what an earlier page left here, so that a page without images has none beside it either."""
+    """Take away what an earlier page left here, so that a page without images has none beside it either.
+
+    The page's own ``index.html`` tells that what has the names of a page's files is one. It is put there at once, so
+    that of a page that was interrupted the same is known.
+
+    Raises:
+        InputError: The folder holds such files of somebody else, or cannot be written.
+    """
     earlier = [path for pattern in OWN_FILES for path in out.glob(pattern)]
+    if earlier and not _is_ours(out / "index.html"):
+        raise InputError(
+            f"{out} holds {earlier[0].relative_to(out)}, which no page of this program is beside",
+            mend="Name another folder by --out; what lies there is not touched.",
+        )
+    write_text(out / "index.html", f'{_MARK} {_version()}">A page that was not finished: run `report` again.\n')
     try:
         for path in earlier:
-            path.unlink()
+            if path.name != "index.html":
+                path.unlink()
     except OSError as error:
         raise InputError(
             f"cannot replace {path}", got=error.strerror or str(error), mend="Choose another folder."
         ) from error
+
+
+def _is_ours(page: Path) -> bool:
+    return page.is_file() and _MARK in page.read_text(encoding="utf-8", errors="replace")[:2000]
 
 
 def _fill_viewer(parts: Sequence[PartView], out: Path) -> list[ViewerCase]:

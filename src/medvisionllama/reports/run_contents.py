@@ -33,15 +33,15 @@ class Picture:
     Attributes:
         case: The case's name.
         image: ``(I,J,K)`` uint8, windowed for display; axes run to the patient's right, front and head (RAS).
-        prediction: ``(I,J,K)`` uint8 label map.
+        prediction: ``(I,J,K)`` label map, of as many bytes as its values need.
         reference: The same shape, or None where the case has no reference.
         affine: 4x4, voxel indices to RAS+ millimetres.
     """
 
     case: str
     image: NDArray[np.uint8]
-    prediction: NDArray[np.uint8]
-    reference: NDArray[np.uint8] | None
+    prediction: NDArray[np.integer[Any]]
+    reference: NDArray[np.integer[Any]] | None
     affine: NDArray[np.float64]
 
     @property

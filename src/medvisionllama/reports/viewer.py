@@ -120,26 +120,31 @@ def _fullest_place(picture: Picture) -> tuple[float, float, float]:
     return shares[0], shares[1], shares[2]
 
 
-def nifti_bytes(array: NDArray[np.uint8], affine: NDArray[np.float64]) -> bytes:
-    """A single-file NIfTI-1 volume of unsigned bytes; the affine is kept as its sform.
+# From small to large, with NIfTI's number for each.
+_STORED_TYPES = (("<u1", 2), ("<i2", 4), ("<i4", 8))
+
+
+def nifti_bytes(array: NDArray[np.integer[Any]], affine: NDArray[np.float64]) -> bytes:
+    """A single-file NIfTI-1 volume of bytes, or of wider whole numbers where it has such; the affine is its sform.
 
     Args:
-        array: ``(I,J,K)``.
+        array: ``(I,J,K)`` of whole numbers from 0 on.
         affine: 4x4, voxel indices to RAS+ millimetres.
     """
+    kind, code = next(found for found in _STORED_TYPES if array.max(initial=0) <= np.iinfo(found[0]).max)
     spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
     header = bytearray(352)  # 348 bytes of header and 4 that say: no extension
     struct.pack_into("<i", header, 0, 348)
     struct.pack_into("<8h", header, 40, 3, *array.shape, 1, 1, 1, 1)  # dim
-    struct.pack_into("<2h", header, 70, 2, 8)  # datatype uint8, bits a voxel
+    struct.pack_into("<2h", header, 70, code, 8 * np.dtype(kind).itemsize)  # datatype, bits a voxel
     struct.pack_into("<8f", header, 76, 1, *spacing_mm, 0, 0, 0, 0)  # pixdim
     struct.pack_into("<3f", header, 108, 352, 1, 0)  # vox_offset, scl_slope, scl_inter
     struct.pack_into("<B", header, 123, 2)  # xyzt_units: mm
     struct.pack_into("<2h", header, 252, 0, 2)  # qform_code none, sform_code aligned
     struct.pack_into("<12f", header, 280, *affine[:3].ravel())  # srow_x, srow_y, srow_z
     struct.pack_into("<4s", header, 344, b"n+1\0")
-    return bytes(header) + array.astype(np.uint8).tobytes(order="F")
+    return bytes(header) + array.astype(kind).tobytes(order="F")
 
 
-def _encoded(array: NDArray[np.uint8], affine: NDArray[np.float64]) -> str:
+def _encoded(array: NDArray[np.integer[Any]], affine: NDArray[np.float64]) -> str:
     return base64.b64encode(gzip.compress(nifti_bytes(array, affine), mtime=0)).decode("ascii")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +64,7 @@ def limits_of_agreement(volumes: list[StructureVolume]) -> tuple[float, float, f
     return bias, bias - reach, bias + reach
 
 
-def _count(labels: NDArray[np.uint8], value: int) -> int:
+def _count(labels: NDArray[np.integer[Any]], value: int) -> int:
     return int((labels == value).sum())
 
 
