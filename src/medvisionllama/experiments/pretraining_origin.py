@@ -39,10 +39,10 @@ def _adapters(measured: Measured) -> list[str]:
     blocks = sorted({place.block for place in frozen} - without)
     if not blocks:
         return []
-    named = "; ".join(block + _size_of_adapters(block, measured) for block in blocks)
+    sizes = "; ".join(block + size for block in blocks if (size := _size_of_adapters(block, measured)))
     return [
-        f"- The frozen blocks hold adapters that train ({named}), as the papers' does. They may repair a destroyed "
-        "block, or adapt a pre-trained one: without them nothing was measured."
+        f"- The frozen blocks hold adapters that train{f' ({sizes})' if sizes else ''}, as the papers' do. They may "
+        "repair a destroyed block, or adapt a pre-trained one: without them nothing was measured."
     ]
 
 
