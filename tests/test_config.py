@@ -14,7 +14,7 @@ from medvisionllama.config import (
     recipe_names,
     write_experiment,
 )
-from medvisionllama.data.augment import nnunet_augmentation
+from medvisionllama.data.augment import AugmentConfig
 from medvisionllama.data.plan import IntensityRule, Plan
 from medvisionllama.errors import InputError
 from medvisionllama.models.zoo import MODELS
@@ -30,7 +30,22 @@ def test_nnunets_recipe_is_nnunets() -> None:
     assert (recipe.optimizer, recipe.learning_rate, recipe.schedule, recipe.warmup) == ("sgd", 1e-2, "poly", 0.0)
     assert (recipe.weight_decay, recipe.clip_norm, recipe.batch_size, recipe.steps) == (3e-5, 12.0, 2, 1000 * 250)
     assert (recipe.loss, recipe.deep_supervision, recipe.foreground_share) == ("dice_ce", True, pytest.approx(0.333))
-    assert recipe.augment == nnunet_augmentation()
+    assert recipe.augment == AugmentConfig(
+        rotate_probability=0.2,
+        rotate_degrees=30.0,
+        scale_probability=0.2,
+        scale_range=(0.7, 1.4),
+        mirror_axes=(0, 1, 2),
+        noise_probability=0.1,
+        noise_sd=0.1,
+        blur_probability=0.2,
+        brightness_probability=0.15,
+        contrast_probability=0.15,
+        low_resolution_probability=0.25,
+        inverted_gamma_probability=0.1,
+        gamma_probability=0.3,
+        gamma_keeps_moments=True,
+    )
     assert recipe.rate(125_000) == pytest.approx(0.01 * 0.5**0.9)
 
 

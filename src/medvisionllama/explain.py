@@ -279,18 +279,8 @@ def received(attention: EncoderAttention | BlockAttention) -> Tensor:
 
 
 def _parts(model: MedVisionLlama) -> dict[str, nn.Module]:
-    """The stages whose output is tokens or logits, in the order of the flow."""
-    middle: dict[str, nn.Module | None] = {}
-    if model.middle is not None:
-        middle = {
-            "mapper in": model.middle.mapper_in,
-            "block": model.middle.block,
-            "mapper out": model.middle.mapper_out,
-        }
-    encoder = {"encoder": model.encoder}
-    ordered = encoder | middle if model.config.place == "after-encoder" else middle | encoder
-    parts = {"stem": model.stem, "fusion": model.fusion} | ordered | {"decoder": model.decoder}
-    return {name: part for name, part in parts.items() if part is not None}
+    """The stages whose output is one map of tokens, or logits, in the order of the flow."""
+    return {name: part for name, part in model.parts().items() if name not in ("position", "norm in")}
 
 
 def _attentions(model: MedVisionLlama) -> dict[str, EncoderAttention | BlockAttention]:

@@ -13,7 +13,8 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 from torch import Generator, Tensor
 
-from medvisionllama.data.augment import DRAWS, AugmentConfig, augment, nnunet_augmentation
+from medvisionllama.config import load_recipe
+from medvisionllama.data.augment import DRAWS, AugmentConfig, augment
 from medvisionllama.data.mirroring import Mirroring, mirroring_of
 from medvisionllama.data.task import Task
 from medvisionllama.errors import InputError
@@ -394,7 +395,7 @@ def test_the_later_draws_do_not_shift_the_earlier_ones() -> None:
 
 def test_nnunets_own_figures_run_and_change_most_cases() -> None:
     image = torch.randn(50, 1, 9, 10, 11)
-    bent, _ = augment(image, torch.zeros(50, 9, 10, 11), nnunet_augmentation(), generators(*range(50)))
+    bent, _ = augment(image, torch.zeros(50, 9, 10, 11), load_recipe("nnunet").augment, generators(*range(50)))
     assert bool(torch.isfinite(bent).all())
     assert (bent != image).flatten(1).any(1).float().mean() > 0.85
 

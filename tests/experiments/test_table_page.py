@@ -91,6 +91,9 @@ def test_what_differed_tells_recipe_grid_and_other_programs() -> None:
     assert "learning_rate 0.002, not 1e-05" in swapped
     assert "optimizer adamw, not adam" in said("v2-T2", recipe="native")
     assert "the paper 64x64x40, 128x128x80, 240x240x156" in said("v1-B2")
+    assert "**Printed Jaccard indices**: 4 of 20 are below" in said("v2-T2")
+    assert "**Printed Jaccard indices**: 8 of 20 are below" in said("v1-T2")
+    assert "Jaccard indices" not in said("v2-T5")
     assert "**nnU-Net v2**: label maps of another program" in said("v2-T2", ["nnU-Net v2"])
     assert "UNETR**: no such network here yet" in said("v2-T3")
     assert "UNETR**: no such network" not in said("v2-T3", outside=["UNETR"])  # theirs stands in the row

@@ -1,8 +1,9 @@
 """The assembled networks: the papers' counts, shapes, and what is trained."""
 
+import json
 import math
 import zlib
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -116,6 +117,29 @@ def test_building_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(7)
     build(replace(named("medvisionllama"), **TINY))
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_parameter_is_in_one_stage(name: str) -> None:
+    config = with_block(named(name), "minilm-l6")
+    if config.middle.kind not in ("none", "identity"):
+        config = replace(config, middle=replace(config.middle, norm_in=True))
+    model = build(config, meta=True)
+    in_stages = [p for part in model.parts().values() for p in part.parameters()]
+    assert len(in_stages) == len({id(p) for p in in_stages})
+    assert {id(p) for p in in_stages} == {id(p) for p in model.parameters()}
+    first, last = ("mapper in", "encoder") if config.place == "before-encoder" else ("encoder", "mapper in")
+    order = [*model.parts()]
+    assert config.middle.kind == "none" or order.index(first) < order.index(last)
+
+
+def test_lists_are_taken_for_tuples() -> None:
+    """Configurations arrive from YAML and JSON too."""
+    config = replace(named("vit-u"), input_size=(16, 16, 24))
+    lists = json.loads(json.dumps(asdict(config)))
+    again = ModelConfig(**lists | {"middle": config.middle})
+    assert again == config
+    assert hash(again.stem_strides) == hash(config.stem_strides)
 
 
 def test_building_seeds_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """Bend and colour a whole batch at once, on the device that trains, from generators that are passed in.
 
 What is there and in which order is nnU-Net's (Isensee et al., Nat. Methods 18:203, 2021, supplement 4); the figures are
-values, nnU-Net's own in :func:`nnunet_augmentation`.
+values, nnU-Net's own in the recipe ``nnunet``.
 
 Axes: ``B`` batch, ``M`` modalities, ``I J K`` voxels.
 """
@@ -87,26 +87,6 @@ class AugmentConfig:
             raise InputError(
                 "augmentation's low_resolution_range", got=str(self.low_resolution_range), expected="1 at most"
             )
-
-
-def nnunet_augmentation() -> AugmentConfig:
-    """nnU-Net's figures: one value of many. Its mirroring is of all axes, where the plan allows them."""
-    return AugmentConfig(
-        rotate_probability=0.2,
-        rotate_degrees=30.0,
-        scale_probability=0.2,
-        scale_range=(0.7, 1.4),
-        mirror_axes=(0, 1, 2),
-        noise_probability=0.1,
-        noise_sd=0.1,
-        blur_probability=0.2,
-        brightness_probability=0.15,
-        contrast_probability=0.15,
-        low_resolution_probability=0.25,
-        inverted_gamma_probability=0.1,
-        gamma_probability=0.3,
-        gamma_keeps_moments=True,
-    )
 
 
 # Uniform numbers drawn for each case, whether used or not, so that one setting never shifts another's draws.

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from medvisionllama.config import load_recipe
 from medvisionllama.errors import InputError
 from medvisionllama.experiments.cells import Cell
+from medvisionllama.experiments.tables import Version
 from medvisionllama.models.medvisionllama import ModelConfig
 from medvisionllama.models.network import NetworkConfig, build_network
 from medvisionllama.models.zoo import LLAMA, PEERS, ROWS, Row, network_named, with_block
@@ -56,7 +57,7 @@ class PaperTable:
             that differs, in either direction.
     """
 
-    version: str
+    version: Version
     number: str
     title: str
     rows_of: str = ""

@@ -10,7 +10,7 @@ from medvisionllama.config import load_recipe
 from medvisionllama.experiments.paper_tables import PAPER_GRID, Labelled, PaperTable
 from medvisionllama.experiments.rows import Row
 from medvisionllama.experiments.table_counts import CLOCKED
-from medvisionllama.experiments.tables import TASKS, published
+from medvisionllama.experiments.tables import TASKS, impossible_cells, published
 from medvisionllama.models.medvisionllama import ModelConfig
 from medvisionllama.recipe import Recipe
 
@@ -60,6 +60,7 @@ def differences_of(
         f"**Weights**: {'; '.join(swapped) or 'the language models that the paper names, or none'}.",
         *_depth_said(table, cells),
         *_times_said(table, rows),
+        *_impossible_said(table, cells),
         _grid_said(table, cells),
         "**Protocol**: labels by nearest neighbour; split by patient before augmentation, test 10 %, folds over the "
         "rest; scored on the model's grid, as the papers must have, and on the image's own.",
@@ -122,6 +123,20 @@ def _times_said(table: PaperTable, rows: Collection[Row]) -> list[str]:
     if "inference_ms" in clocked:
         said += ". `inference_ms`: one volume of the model's grid through the trained network, the faster of two passes"
     return [f"{said}."]
+
+
+def _impossible_said(table: PaperTable, cells: Sequence[Labelled]) -> list[str]:
+    """Of Table 2, how many printed mean Jaccard indices cannot be."""
+    if table.number != "2":
+        return []
+    impossible = impossible_cells(table.version)
+    printed = len(published(table.version, "2", metric="jaccard"))
+    tasks = {x.cell.task for x in cells}
+    here = [f"{cell.jaccard.row} on {cell.jaccard.task}" for cell in impossible if cell.jaccard.task in tasks]
+    return [
+        f"**Printed Jaccard indices**: {len(impossible)} of {printed} are below what the mean Dice beside them allows "
+        f"(J is convex in Dice); of the tasks here {', '.join(here) or 'none'}."
+    ]
 
 
 def _clock_stood_on(environment: Mapping[str, Any]) -> str:

@@ -87,7 +87,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         # Configurations arrive from YAML and JSON too, where a tuple is a list.
-        object.__setattr__(self, "fusion", tuple(self.fusion))
+        for name in ("fusion", "input_size", "patch_size", "stem_widths"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "stem_strides", tuple(tuple(stride) for stride in self.stem_strides))
         counts = (self.in_channels, self.out_channels, self.width, self.heads, self.mlp_ratio, *self.patch_size)
         if min(*counts, *self.input_size) < 1 or self.depth < 0:
             raise ValueError("channels, sizes, width, heads and mlp_ratio are at least 1, and depth is at least 0")
@@ -206,15 +208,19 @@ class MedVisionLlama(nn.Module):
         return block if isinstance(block, LanguageBlock) else None
 
     def parts(self) -> dict[str, nn.Module]:
-        """Its stages in the order of the flow, whatever stands first: the middle stage's parts one by one."""
-        found = {"stem": self.stem, "position": self.position, "fusion": self.fusion, "encoder": self.encoder}
+        """Its stages in the order of the flow, the middle stage's parts one by one; every parameter is in one."""
+        middle: dict[str, nn.Module | None] = {}
         if self.middle is not None:
-            found |= {
+            middle = {
                 "mapper in": self.middle.mapper_in,
+                "norm in": self.middle.norm_in if self.config.middle.norm_in else None,
                 "block": self.middle.block,
                 "mapper out": self.middle.mapper_out,
             }
-        return {name: part for name, part in (found | {"decoder": self.decoder}).items() if part is not None}
+        encoder = {"encoder": self.encoder}
+        ordered = encoder | middle if self.config.place == "after-encoder" else middle | encoder
+        first = {"stem": self.stem, "position": self.position, "fusion": self.fusion}
+        return {name: part for name, part in (first | ordered | {"decoder": self.decoder}).items() if part is not None}
 
     def left_out_of_files(self) -> set[str]:
         """Names in ``state_dict`` of the frozen block's tensors, which a run names by hash instead of holding."""
