@@ -10,8 +10,8 @@ import pytest
 
 import medvisionllama as mvl
 from medvisionllama.cli import main
-from medvisionllama.data.decathlon import Task
 from medvisionllama.data.nifti import read_label_map, write_label_map, write_volume
+from medvisionllama.data.task import Task
 from medvisionllama.errors import InputError
 from medvisionllama.evaluate import (
     Target,

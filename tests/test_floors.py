@@ -38,6 +38,7 @@ FLOORS = [
             "cleanup",
             "config",
             "pictures",
+            "reference",
             "provenance",
             "explain",
             "machine",

@@ -32,7 +32,8 @@ from medvisionllama.loading import load_segmenter
 from medvisionllama.machine import Machine
 from medvisionllama.models.attention import SelfAttention, Shape, attention_map
 from medvisionllama.models.medvisionllama import MedVisionLlama
-from medvisionllama.pictures import picture_arrays, reference_of
+from medvisionllama.pictures import picture_arrays
+from medvisionllama.reference import read_reference
 from medvisionllama.run_folder import RunFolder
 from medvisionllama.sliding_window import sliding_window
 from medvisionllama.whole_file import whole_file
@@ -75,7 +76,7 @@ def explain_run(
         image = case.read_image()
         prepared = torch.from_numpy(to_model_grid(image, plan, str(case.image)))
         maps = volume_maps(model, prepared.to(machine.device), plan.window, names, softmax=plan.softmax)
-        reference = reference_of(case, plan) if case.label is not None else None
+        reference = read_reference(case, plan).volume if case.label is not None else None
         arrays = picture_arrays(image, segmenter.segment(image, str(case.image)), reference)
         path = run.path / "maps" / f"{case.name}.npz"
         write_maps(path, arrays, names, to_input_resolution(maps.cpu().numpy(), image.grid))

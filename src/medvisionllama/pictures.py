@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from medvisionllama.data.decathlon import Case, Task
 from medvisionllama.data.nifti import read_label_map
 from medvisionllama.data.plan import Plan
+from medvisionllama.data.task import Task
 from medvisionllama.evaluate import Target
 from medvisionllama.geometry import Array, Volume, ras_grid, to_ras
+from medvisionllama.reference import read_reference
 from medvisionllama.run_folder import ScoreRow, write_table
 from medvisionllama.whole_file import whole_file
 
@@ -30,32 +31,6 @@ class VolumeRow:
     class_name: str
     reference_ml: float
     prediction_ml: float
-
-
-def reference_of(case: Case, plan: Plan) -> Volume:
-    """The reference as it is, or with all classes merged to 1 where the plan merges them; 0 where it is ignored."""
-    assert case.label is not None
-    reference = read_label_map(case.label)
-    labelled = (
-        reference.array if plan.ignored is None else np.where(reference.array == plan.ignored, 0, reference.array)
-    )
-    return reference.with_array((labelled > 0).astype(np.uint8) if plan.merged else labelled)
-
-
-def where_labelled(prediction: Volume, case: Case, plan: Plan) -> Volume:
-    """The prediction, 0 where the reference is ignored and nothing is to be judged; on the label map's grid alone."""
-    judged = labelled(case, plan)
-    if judged is None:
-        return prediction
-    return prediction.with_array(np.where(judged, prediction.array, 0).astype(prediction.array.dtype))
-
-
-def labelled(case: Case, plan: Plan) -> Array | None:
-    """Which voxels of a case's label map somebody has labelled; None where that is all of them."""
-    if plan.ignored is None or case.label is None:
-        return None
-    known: Array = read_label_map(case.label).array != plan.ignored
-    return known
 
 
 def volume_rows(prediction: Volume, reference: Volume, targets: Sequence[Target], case: str) -> list[VolumeRow]:
@@ -91,7 +66,7 @@ def keep_pictures(out: Path, task: Task, plan: Plan, rows: Sequence[ScoreRow]) -
     for name in {*_spread(ordered, RANKED_CASES), *_spread(sorted(ordered), COMMON_CASES)}:
         case = task.case(name)
         prediction = read_label_map(out / "predictions" / f"{name}.nii.gz")
-        arrays = picture_arrays(case.read_image(), prediction, reference_of(case, plan))
+        arrays = picture_arrays(case.read_image(), prediction, read_reference(case, plan).volume)
         with whole_file(out / "pictures" / f"{name}.npz") as part, part.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # arrays, not options
 

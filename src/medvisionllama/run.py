@@ -14,10 +14,11 @@ from torch import nn
 from medvisionllama.checkpoint import load_tensors, model_tensors, put_model_tensors
 from medvisionllama.config import Experiment, read_experiment, refuse_other, write_experiment
 from medvisionllama.data.dataset import BatchSource, PreparedCase, prepare, refuse_unusable
-from medvisionllama.data.decathlon import Task, read_task
+from medvisionllama.data.decathlon import read_task
 from medvisionllama.data.plan import Plan, read_plan, write_plan
 from medvisionllama.data.planning import make_plan
 from medvisionllama.data.splits import Splits, make_splits, read_splits, write_splits
+from medvisionllama.data.task import Task
 from medvisionllama.errors import InputError
 from medvisionllama.held import sole_writer
 from medvisionllama.language.block import BlockIdentity, verify

@@ -11,7 +11,7 @@ import numpy as np
 
 from medvisionllama.cleanup import Trials, labels_to_clean, write_trials
 from medvisionllama.config import Experiment, read_experiment
-from medvisionllama.data.decathlon import Case, read_task
+from medvisionllama.data.decathlon import read_task
 from medvisionllama.data.nifti import (
     read_grid,
     read_label_map,
@@ -20,6 +20,7 @@ from medvisionllama.data.nifti import (
 from medvisionllama.data.plan import IGNORED, Plan, read_plan
 from medvisionllama.data.preprocess import label_to_model_grid
 from medvisionllama.data.splits import read_splits
+from medvisionllama.data.task import Case
 from medvisionllama.errors import InputError
 from medvisionllama.evaluate import Target, score_volume, summarise, tolerance_of
 from medvisionllama.geometry import Affine, Grid, Volume, ras_grid
@@ -30,13 +31,11 @@ from medvisionllama.machine import Machine
 from medvisionllama.pictures import (
     VolumeRow,
     keep_pictures,
-    labelled,
-    reference_of,
     volume_rows,
-    where_labelled,
     write_volumes,
 )
 from medvisionllama.predict import Segmenter
+from medvisionllama.reference import read_reference
 from medvisionllama.run_folder import RunFolder, ScoreRow, read_json, write_json, write_scores
 from medvisionllama.segment import segmented
 
@@ -78,7 +77,8 @@ def predict_part(
             predicted = segmented(segmenter, image, case.image, target, inference, run.part(part, grid))
             write_label_map(predicted, target, like=case.image)
             if trying:
-                trials.add(predicted.array, reference_of(case, plan).array, labelled(case, plan))
+                reference = read_reference(case, plan)
+                trials.add(predicted.array, reference.volume.array, reference.labelled)
     clean: frozenset[int] = frozenset()
     if trying:
         write_trials(run, trials.results())
@@ -91,8 +91,11 @@ def predict_part(
         volumes: list[VolumeRow] = []
         for case in cases:
             predicted = _cleaned(out / "predictions" / f"{case.name}.nii.gz", clean)
-            compared = _reference_on_model_grid(case, plan) if grid == "model" else reference_of(case, plan)
-            judged = predicted if grid == "model" else where_labelled(predicted, case, plan)
+            if grid == "model":
+                judged, compared = predicted, _reference_on_model_grid(case, plan)
+            else:
+                reference = read_reference(case, plan)
+                judged, compared = reference.judged(predicted), reference.volume
             rows += score_volume(judged, compared, _targets(plan), tolerance, case.name)
             volumes += volume_rows(judged, compared, _targets(plan), case.name)
         write_scores(out / "scores.csv", rows)

@@ -13,6 +13,7 @@ from medvisionllama.data.nifti import (
     ENDINGS,
     MOST_PROBABLE,
     case_name,
+    nifti_files,
     probability_file,
     read_label_map,
     read_volume,
@@ -156,7 +157,7 @@ def segmented(
 def _images(source: Path) -> list[Path]:
     """The files to segment, or the one folder that is a DICOM series."""
     if source.is_dir():
-        found = sorted(p for p in source.iterdir() if p.name.endswith((".nii", ".nii.gz")) and p.name[0] != ".")
+        found = nifti_files(source)
         series = is_dicom_folder(source)
         if found and series:
             raise InputError(f"{source} holds NIfTI and DICOM files", mend="Name a file, or keep them apart.")

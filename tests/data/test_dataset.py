@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from medvisionllama.data import prepare as prepare_module
 from medvisionllama.data.dataset import BatchSource, PreparedCase, prepare, refuse_unusable
-from medvisionllama.data.decathlon import Case, Task
 from medvisionllama.data.nifti import read_label_map, read_volume, write_label_map, write_volume
 from medvisionllama.data.plan import Plan
 from medvisionllama.data.prepare import REMEMBERED_PLACES, foreground_places
 from medvisionllama.data.preprocess import label_to_model_grid, to_model_grid
+from medvisionllama.data.task import Case, Task
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import Shape, Volume, ras_grid
 from medvisionllama.mapped import StoredArray

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from medvisionllama.data.check import check_task
-from medvisionllama.data.decathlon import Case, Task, read_task
+from medvisionllama.data.decathlon import read_task
 from medvisionllama.data.mirroring import Mirroring
 from medvisionllama.data.nifti import read_volume, write_volume
 from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
+from medvisionllama.data.task import Case, Task
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import Volume
 

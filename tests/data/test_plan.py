@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medvisionllama.data.decathlon import Case, Task, read_task
+from medvisionllama.data.decathlon import read_task
 from medvisionllama.data.mirroring import Mirroring
 from medvisionllama.data.nifti import write_label_map, write_volume
 from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
@@ -23,6 +23,7 @@ from medvisionllama.data.planning import (
     fitted_to_memory,
     make_plan,
 )
+from medvisionllama.data.task import Case, Task
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import Shape, Volume
 from medvisionllama.label_reading import LabelReading

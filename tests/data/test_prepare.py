@@ -12,10 +12,10 @@ import pytest
 from medvisionllama.data import content
 from medvisionllama.data import prepare as module
 from medvisionllama.data.content import KnownContent
-from medvisionllama.data.decathlon import Case, Task
 from medvisionllama.data.nifti import read_label_map, write_label_map
 from medvisionllama.data.plan import IGNORED, Plan
 from medvisionllama.data.prepare import foreground_places, prepare
+from medvisionllama.data.task import Case, Task
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import Volume
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medvisionllama.commands import DONE
-from medvisionllama.commands.options import add_command, add_machine, machine_of, minutes, teller_of
+from medvisionllama.commands.options import above_zero, add_command, add_machine, machine_of, teller_of
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -16,7 +16,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         commands, common, "demo", "Generate a task, train two networks, segment, score, draw the page."
     )
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write (default: %(default)s)")
-    parser.add_argument("--minutes", type=minutes, default=5.0, help="time for all of it (default: %(default)s)")
+    parser.add_argument("--minutes", type=above_zero, default=5.0, help="time for all of it (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     add_machine(parser)
     parser.set_defaults(run=_demo)

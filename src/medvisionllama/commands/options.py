@@ -60,14 +60,6 @@ def usual_processes() -> int:
     return min(4, os.cpu_count() or 1)
 
 
-def minutes(text: str) -> float:
-    """A length of time above 0."""
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no length of time above 0")
-    return number
-
-
 def whole(text: str, option: str) -> int:
     """A whole number.
 

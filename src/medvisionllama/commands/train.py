@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from medvisionllama.commands import DONE
 from medvisionllama.commands.options import (
+    above_zero,
     add_command,
     add_machine,
     add_memory,
     machine_of,
-    minutes,
     positive,
     teller_of,
     usual_processes,
@@ -52,7 +52,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=positive)
     length.add_argument("--epochs", type=positive)
-    length.add_argument("--max-minutes", type=minutes)
+    length.add_argument("--max-minutes", type=above_zero)
     parser.add_argument(
         "--log",
         action="append",

@@ -38,6 +38,11 @@ _IMAGE_CLASSES: tuple[Any, ...] = (nib.Nifti1Image, nib.Nifti2Image)
 _STORED_AS_THEY_ARE = {np.dtype(t) for t in ("uint8", "int8", "uint16", "int16", "int32", "float32", "float64")}
 
 
+def nifti_files(folder: Path) -> list[Path]:
+    """The NIfTI files of a folder in the order of their names, without hidden ones."""
+    return sorted(p for p in folder.iterdir() if p.name.endswith(ENDINGS) and not p.name.startswith("."))
+
+
 def case_name(path: Path | str) -> str:
     """The file's name without ``.nii.gz`` or ``.nii``: ``hippocampus_001``."""
     name = Path(path).name

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medvisionllama.data.nifti import ENDINGS, case_name, read_grid, read_label_map
+from medvisionllama.data.nifti import case_name, nifti_files, read_grid, read_label_map
 from medvisionllama.data.task import BACKGROUND, Case, Task
 from medvisionllama.errors import InputError
 
@@ -37,8 +37,8 @@ def read_plain_folders(folder: Path, images: Path, labels: Path) -> Task:
     Raises:
         InputError: There is no image at all, or the first cannot be read.
     """
-    found = {case_name(path): path for path in _visible(images)}
-    labelled = {case_name(path): path for path in _visible(labels)}
+    found = {case_name(path): path for path in nifti_files(images)}
+    labelled = {case_name(path): path for path in nifti_files(labels)}
     if not found:
         raise InputError(f"{images} holds no NIfTI file", mend="Put images there, named as their labels.")
     cases = tuple(
@@ -53,10 +53,6 @@ def read_plain_folders(folder: Path, images: Path, labels: Path) -> Task:
         classes={value: str(value) for value in _values(list(labelled.values()))},
         cases=cases,
     )
-
-
-def _visible(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.name.endswith(ENDINGS) and not p.name.startswith("."))
 
 
 def _values(paths: Sequence[Path]) -> list[int]:

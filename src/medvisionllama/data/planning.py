@@ -12,9 +12,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from medvisionllama.data.decathlon import Case, Task
 from medvisionllama.data.nifti import read_grid
 from medvisionllama.data.plan import EVEN_STRIDES, IntensityRule, Plan, Protocol, Strides, as_shape, reduction
+from medvisionllama.data.task import Case, Task
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import Grid, Shape, ras_grid
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from medvisionllama.data.decathlon import DESCRIPTION, Task, parse_task
-from medvisionllama.data.nifti import ENDINGS, case_name, read_label_map
+from medvisionllama.data.decathlon import parse_task
+from medvisionllama.data.nifti import case_name, nifti_files, read_label_map
+from medvisionllama.data.task import DESCRIPTION, Task
 from medvisionllama.errors import InputError
 from medvisionllama.evaluate.pair import labels_in, onto_reference, score_lesions, score_volume, where_labelled
 from medvisionllama.evaluate.summary import summarise, summarise_lesions
@@ -110,7 +111,7 @@ def label_maps_in(folder: Path, *, allow_none: bool = False) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder", mend="Name a folder of .nii.gz files.")
-    files = sorted(p for p in folder.iterdir() if p.name.endswith(ENDINGS) and not p.name.startswith("."))
+    files = nifti_files(folder)
     by_name = {case_name(path): path for path in files}
     if not files and not allow_none:
         raise InputError(f"{folder} holds no label map", expected="files ending in .nii.gz or .nii")

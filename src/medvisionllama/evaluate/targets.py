@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from medvisionllama.data.decathlon import Task
+from medvisionllama.data.task import Task
 from medvisionllama.errors import InputError
 
 # The Decathlon's own NSD tolerances, as remembered: a setting, recorded with every result.

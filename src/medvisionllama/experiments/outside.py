@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medvisionllama.data.decathlon import Task
 from medvisionllama.data.nifti import read_label_map
 from medvisionllama.data.splits import Splits
+from medvisionllama.data.task import Task
 from medvisionllama.errors import InputError
 from medvisionllama.evaluate import (
     foreground_of,

@@ -7,8 +7,9 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from medvisionllama.data.decathlon import Task, read_task
+from medvisionllama.data.decathlon import read_task
 from medvisionllama.data.splits import Splits, make_splits, read_splits
+from medvisionllama.data.task import Task
 from medvisionllama.errors import InputError
 from medvisionllama.experiments.cells import Cell, splits_digest
 from medvisionllama.experiments.data_table import data_table
