@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,23 +13,13 @@ from medvisionllama.data.task import Task
 from medvisionllama.evaluate import Target
 from medvisionllama.geometry import Array, Volume, ras_grid, to_ras
 from medvisionllama.reference import read_reference
-from medvisionllama.run_folder import ScoreRow, write_table
+from medvisionllama.run_folder import ScoreRow, VolumeRow
 from medvisionllama.whole_file import whole_file
 
 # Spread evenly from the best to the worst, so that the page can show both ends and the middle.
 RANKED_CASES = 9
 # By name alone: the same for every run on the same split, so that runs can be seen side by side.
 COMMON_CASES = 12
-
-
-@dataclass(frozen=True)
-class VolumeRow:
-    """How much of a structure there is, in millilitres, in reference and prediction."""
-
-    case: str
-    class_name: str
-    reference_ml: float
-    prediction_ml: float
 
 
 def volume_rows(prediction: Volume, reference: Volume, targets: Sequence[Target], case: str) -> list[VolumeRow]:
@@ -45,13 +34,6 @@ def volume_rows(prediction: Volume, reference: Volume, targets: Sequence[Target]
         )
         for target in targets
     ]
-
-
-def write_volumes(path: Path, rows: Iterable[VolumeRow]) -> None:
-    """Write ``volumes.csv`` (``case,class,reference_ml,prediction_ml``)."""
-    table = [("case", "class", "reference_ml", "prediction_ml")]
-    table += [(r.case, r.class_name, f"{r.reference_ml:.6g}", f"{r.prediction_ml:.6g}") for r in rows]
-    write_table(path, table)
 
 
 def keep_pictures(out: Path, task: Task, plan: Plan, rows: Sequence[ScoreRow]) -> None:

@@ -1,9 +1,10 @@
-"""Every file and row a run leaves. Standard library only, so that pages and figures need no torch.
+"""Every file and row a run leaves, and how they are written and read. Standard library only: pages need no torch.
 
 A run folder holds ``config.yaml, plan.json, splits.json, log.jsonl, model.safetensors, environment.json,
 summary.json, postprocessing.json``, while it trains also ``checkpoint.safetensors`` and ``checkpoint.json``, and one
-folder per scored part (``validation/``, ``test/``) with ``predictions/``, ``scores.csv``, ``summary.json`` and
-``pictures/``. In the paper protocol a part's files lie one level lower, in ``native/`` and ``model/``.
+folder per scored part (``validation/``, ``test/``) with ``predictions/``, ``scores.csv``, ``volumes.csv``,
+``summary.json``, ``pictures/`` and, where asked for, ``probabilities/``. In the paper protocol a part's files lie one
+level lower, in ``native/`` and ``model/``. ``explain`` adds ``maps/``, ``train --log`` ``tensorboard/`` or ``wandb/``.
 
 Each line of ``log.jsonl`` is an entry of a training, every tenth step and after each validation:
 
@@ -36,6 +37,7 @@ FORMAT_VERSION = 1
 PARTS = ("validation", "test")
 GRIDS = ("native", "model")
 SCORE_COLUMNS = ("case", "class", "metric", "value")
+VOLUME_COLUMNS = ("case", "class", "reference_ml", "prediction_ml")
 _EVALUATE_AGAIN = "Write it anew with `medvisionllama evaluate`."
 
 
@@ -52,6 +54,16 @@ class ScoreRow:
     metric: str
     value: float
     outcome: str | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class VolumeRow:
+    """How much of a structure there is in reference and prediction, in millilitres (1,000 cubic millimetres)."""
+
+    case: str
+    class_name: str
+    reference_ml: float
+    prediction_ml: float
 
 
 class RunFolder:
@@ -232,6 +244,47 @@ def _quote(text: str) -> str:
     return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\n\r') else text
 
 
+def write_volumes(path: Path, rows: Iterable[VolumeRow]) -> None:
+    """Write ``volumes.csv`` (``case,class,reference_ml,prediction_ml``).
+
+    Raises:
+        InputError: The folder cannot be written, or has no room.
+    """
+    table = [(r.case, r.class_name, f"{r.reference_ml:.6g}", f"{r.prediction_ml:.6g}") for r in rows]
+    write_table(path, [VOLUME_COLUMNS, *table])
+
+
+def read_volumes(path: Path) -> list[VolumeRow]:
+    """Read ``volumes.csv``.
+
+    Raises:
+        InputError: The file is missing, has other columns, or a line of it cannot be understood.
+    """
+    again = "Run `predict` again."
+    try:
+        lines = _csv_lines(path)
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no table of volumes", got=str(error), mend=again) from error
+    if not lines or tuple(lines[0]) != VOLUME_COLUMNS:
+        expected = f"the columns {','.join(VOLUME_COLUMNS)}"
+        raise InputError(f"{path} is no table of volumes", expected=expected, mend=again)
+    rows = []
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            case, class_name, reference_ml, prediction_ml = line
+            rows.append(VolumeRow(case, class_name, float(reference_ml), float(prediction_ml)))
+        except ValueError as error:
+            if line:
+                got = ",".join(line)
+                raise InputError(f"{path} cannot be understood at row {number}", got=got, mend=again) from error
+    return rows
+
+
+def _csv_lines(path: Path) -> list[list[str]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:  # a spreadsheet saves it with a byte order mark
+        return list(csv.reader(file))
+
+
 def read_scores(path: Path) -> list[ScoreRow]:
     """Read ``scores.csv``.
 
@@ -239,8 +292,7 @@ def read_scores(path: Path) -> list[ScoreRow]:
         InputError: The file is missing, has other columns, or a line of it cannot be understood.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:  # a spreadsheet saves it with a byte order mark
-            lines = list(csv.reader(file))
+        lines = _csv_lines(path)
     except OSError as error:
         raise InputError(
             f"cannot read {path}",

@@ -29,14 +29,12 @@ from medvisionllama.listener import Listener, Silent
 from medvisionllama.loading import PLAIN, Inference, load_segmenter, note_limits
 from medvisionllama.machine import Machine
 from medvisionllama.pictures import (
-    VolumeRow,
     keep_pictures,
     volume_rows,
-    write_volumes,
 )
 from medvisionllama.predict import Segmenter
 from medvisionllama.reference import read_reference
-from medvisionllama.run_folder import RunFolder, ScoreRow, read_json, write_json, write_scores
+from medvisionllama.run_folder import RunFolder, ScoreRow, VolumeRow, read_json, write_json, write_scores, write_volumes
 from medvisionllama.segment import segmented
 
 

@@ -9,7 +9,8 @@ from run_maker import make_run
 from medvisionllama.reports.figures import CURVES, MOST_POINTS, bland_altman, curve_chart, score_boxes
 from medvisionllama.reports.mosaic import PLANES, case_mosaic, field_of_view, fullest_slice
 from medvisionllama.reports.run_contents import Picture, RunContents, read_run, read_runs
-from medvisionllama.reports.volumes import StructureVolume, limits_of_agreement, structure_volumes
+from medvisionllama.reports.volumes import limits_of_agreement, structure_volumes
+from medvisionllama.run_folder import VolumeRow
 
 LOSS, VALIDATION_LOSS, DICE = CURVES
 
@@ -126,7 +127,7 @@ def test_entries_without_a_number_are_skipped(run: Path) -> None:
 
 
 def test_limits_of_agreement_are_bias_and_196_sd() -> None:
-    volumes = [StructureVolume("a", "x", 10, 11), StructureVolume("b", "x", 20, 23), StructureVolume("c", "x", 30, 32)]
+    volumes = [VolumeRow("a", "x", 10, 11), VolumeRow("b", "x", 20, 23), VolumeRow("c", "x", 30, 32)]
     assert limits_of_agreement(volumes) == pytest.approx((2.0, 2.0 - 1.96, 2.0 + 1.96))
     assert np.isnan(limits_of_agreement([])).all()
 
@@ -146,19 +147,19 @@ def test_a_table_of_volumes_is_preferred_to_pictures(tmp_path: Path) -> None:
     table = "case,class,reference_ml,prediction_ml\ncase_000,Anterior,1.5,1.25\n"
     (run / "validation" / "volumes.csv").write_text(table)
     contents = read_run(run)
-    assert structure_volumes(contents, contents.parts[0]) == [StructureVolume("case_000", "Anterior", 1.5, 1.25)]
+    assert structure_volumes(contents, contents.parts[0]) == [VolumeRow("case_000", "Anterior", 1.5, 1.25)]
 
 
 def test_bland_altman_draws_difference_over_mean() -> None:
-    volumes = [StructureVolume("a", "x", 10, 12), StructureVolume("b", "x", 20, 23)]
+    volumes = [VolumeRow("a", "x", 10, 12), VolumeRow("b", "x", 20, 23)]
     axes = bland_altman([("one", volumes)], "x").axes[0]
     assert list(axes.lines[0].get_xdata()) == [11, 21.5]
     assert list(axes.lines[0].get_ydata()) == [2, 3]
 
 
 def test_bland_altman_gives_every_run_a_panel_on_one_scale() -> None:
-    small = [StructureVolume("a", "x", 10, 12), StructureVolume("b", "x", 20, 23)]
-    large = [StructureVolume("a", "x", 10, 40), StructureVolume("b", "x", 20, 60)]
+    small = [VolumeRow("a", "x", 10, 12), VolumeRow("b", "x", 20, 23)]
+    large = [VolumeRow("a", "x", 10, 40), VolumeRow("b", "x", 20, 60)]
     figure = bland_altman([("one", small), ("none", []), ("two", large), ("three", small)], "x")
     panels = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title("left") for axes in panels] == ["one", "two", "three"], "and none without volumes"

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 
 from medvisionllama.reports.drawing import INK, MARKERS, chart, run_colour, run_dashes, styled
 from medvisionllama.reports.run_contents import RunContents
-from medvisionllama.reports.volumes import StructureVolume, limits_of_agreement
+from medvisionllama.reports.volumes import limits_of_agreement
 from medvisionllama.reports.wording import millilitres
+from medvisionllama.run_folder import VolumeRow
 
 METRIC_TITLES = {
     "dice": "Dice",
@@ -105,7 +106,7 @@ def score_boxes(runs: Sequence[RunContents], part: str, metric: str) -> Figure:
 
 
 @styled
-def bland_altman(volumes: Sequence[tuple[str, Sequence[StructureVolume]]], class_name: str) -> Figure:
+def bland_altman(volumes: Sequence[tuple[str, Sequence[VolumeRow]]], class_name: str) -> Figure:
     """Difference of the two volumes over their mean, with bias and limits of agreement (Bland and Altman 1986).
 
     One panel a run, on one scale.
@@ -130,7 +131,7 @@ def bland_altman(volumes: Sequence[tuple[str, Sequence[StructureVolume]]], class
     return figure
 
 
-def _agreement_panel(axes: Axes, measured: Sequence[StructureVolume], index: int, label: str) -> None:
+def _agreement_panel(axes: Axes, measured: Sequence[VolumeRow], index: int, label: str) -> None:
     """Dots of the cases; bias and limits as lines, with their numbers at the right."""
     colour = run_colour(index)
     pairs = np.array([(volume.reference_ml, volume.prediction_ml) for volume in measured])

@@ -27,8 +27,9 @@ from medvisionllama.reports.score_table import (
     score_table,
     seed_spread,
 )
-from medvisionllama.reports.volumes import StructureVolume, limits_of_agreement, structure_volumes
+from medvisionllama.reports.volumes import limits_of_agreement, structure_volumes
 from medvisionllama.reports.wording import millilitres, number
+from medvisionllama.run_folder import VolumeRow
 
 SAME_CASES = 6
 MOST_AGREEMENT_PLOTS = 6
@@ -251,7 +252,7 @@ def _agreement(
     return drawings
 
 
-def _agreement_in_words(label: str, volumes: list[StructureVolume]) -> str:
+def _agreement_in_words(label: str, volumes: list[VolumeRow]) -> str:
     limits = limits_of_agreement(volumes)
     bias, low, high = (millilitres(value, limits[2]) for value in limits)
     return f"{label}: bias {bias} ml, limits of agreement {low} to {high} ml, {len(volumes)} cases"

@@ -5,32 +5,16 @@
 
 from __future__ import annotations
 
-import csv
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medvisionllama.errors import InputError
 from medvisionllama.reports.run_contents import RunContents, ScoredPart, read_picture
-
-COLUMNS = ("case", "class", "reference_ml", "prediction_ml")
-_AGAIN = "Run `predict` again."
+from medvisionllama.run_folder import VolumeRow, read_volumes
 
 
-@dataclass(frozen=True)
-class StructureVolume:
-    """One structure of one case, measured twice, in millilitres (1,000 cubic millimetres)."""
-
-    case: str
-    class_name: str
-    reference_ml: float
-    prediction_ml: float
-
-
-def structure_volumes(run: RunContents, part: ScoredPart) -> list[StructureVolume]:
+def structure_volumes(run: RunContents, part: ScoredPart) -> list[VolumeRow]:
     """Every structure with a reference: of all cases, or of those with pictures where no ``volumes.csv`` lies there.
 
     Raises:
@@ -38,7 +22,7 @@ def structure_volumes(run: RunContents, part: ScoredPart) -> list[StructureVolum
     """
     tables = [folder / "volumes.csv" for folder in part.folders if (folder / "volumes.csv").exists()]
     if tables:
-        return [volume for table in tables for volume in _read_table(table)]
+        return [volume for table in tables for volume in read_volumes(table)]
     found = []
     for case, path in part.pictures.items():
         picture = read_picture(path)
@@ -47,11 +31,11 @@ def structure_volumes(run: RunContents, part: ScoredPart) -> list[StructureVolum
         voxel_ml = abs(float(np.linalg.det(picture.affine[:3, :3]))) / 1000
         for value, name in run.class_names.items():
             counts = [_count(labels, value) for labels in (picture.reference, picture.prediction)]
-            found.append(StructureVolume(case, name, counts[0] * voxel_ml, counts[1] * voxel_ml))
+            found.append(VolumeRow(case, name, counts[0] * voxel_ml, counts[1] * voxel_ml))
     return found
 
 
-def limits_of_agreement(volumes: list[StructureVolume]) -> tuple[float, float, float]:
+def limits_of_agreement(volumes: list[VolumeRow]) -> tuple[float, float, float]:
     """Mean difference (prediction less reference) and the limits 1.96 SD around it, in ml (Bland and Altman 1986).
 
     NaN limits below two cases, NaN throughout without any.
@@ -66,23 +50,3 @@ def limits_of_agreement(volumes: list[StructureVolume]) -> tuple[float, float, f
 
 def _count(labels: NDArray[np.integer[Any]], value: int) -> int:
     return int((labels == value).sum())
-
-
-def _read_table(path: Path) -> list[StructureVolume]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:  # a spreadsheet saves it with a byte order mark
-            lines = list(csv.reader(file))
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no table of volumes", got=str(error), mend=_AGAIN) from error
-    if not lines or tuple(lines[0]) != COLUMNS:
-        raise InputError(f"{path} is no table of volumes", expected=f"the columns {','.join(COLUMNS)}", mend=_AGAIN)
-    return [_volume(path, number, line) for number, line in enumerate(lines[1:], start=2) if line]
-
-
-def _volume(path: Path, number: int, line: list[str]) -> StructureVolume:
-    try:
-        case, class_name, *millilitres = line
-        reference_ml, prediction_ml = map(float, millilitres)
-    except ValueError as error:
-        raise InputError(f"{path} cannot be understood at row {number}", got=",".join(line), mend=_AGAIN) from error
-    return StructureVolume(case, class_name, reference_ml, prediction_ml)
