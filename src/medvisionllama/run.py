@@ -102,66 +102,31 @@ def train_run(
             clear_litter(run.path)
         with processes.first_goes_first(each_machine=True):
             _fetch_block(setup.experiment, machine, listener)
-        prepared, to_validate = _prepared(setup, machine, listener)
-        experiment = setup.experiment.lasting(len(prepared))
-        batches = _batches(experiment.recipe, setup.plan, prepared, experiment.seed, processes)
-        model = build_network(
-            experiment.model, seed=experiment.seed, cache=machine.block_cache, offline=machine.offline
-        ).to(machine.device)
-        identity = model.block.identity if model.block is not None else None
-        if experiment.init_from is not None and not going_on:
-            listener.note(_take_over(model, Path(experiment.init_from)))
-        about_gb = _needed_gb(experiment, setup.plan, processes)
+        training, validation = _prepared_cases(setup, machine, listener)
+        setup = replace(setup, experiment=setup.experiment.lasting(len(training)))
+        model = _built(setup.experiment, machine, listener, from_start=not going_on)
+        batches = _batches(setup, training, processes)
         listener.note(
-            f"window {setup.plan.window}, batch {experiment.recipe.batch_size}: about {about_gb:.2g} GB to train"
+            f"window {setup.plan.window}, batch {setup.experiment.recipe.batch_size}: about "
+            f"{_training_gb(setup, processes):.2g} GB to train"
         )
         if not resume:
             if max_minutes is not None:
-                pace = seconds_per_step(model, batches, experiment.recipe, machine.device, processes)
-                steps = max(1, int(max_minutes * 60 * TRAINING_SHARE / pace))
-                experiment = replace(experiment, recipe=replace(experiment.recipe, steps=steps))
-                listener.note(f"{pace:.3f} s a step: {steps} steps in {max_minutes:g} minutes")
+                setup = _lasting_minutes(setup, max_minutes, model, batches, machine, listener)
             if first:
                 write_plan(setup.plan, run.plan)
                 write_splits(setup.splits, run.splits)
-                write_experiment(experiment, run.config)  # last: a folder with it can be resumed
+                write_experiment(setup.experiment, run.config)  # last: a folder with it can be resumed
         if first:
             write_json(run.environment, environment(machine.device, command) | {"processes": processes.count})
-
-        # What a training was planned for, validating and scoring get too, in a resumed run as well.
-        memory_gb = MEMORY_GB if setup.plan.batch_size is None else min(MEMORY_GB, about_gb)
-        recipe, plan, room = experiment.recipe, setup.plan, Room(memory_gb, machine.cache / "passing")
-
-        def validate(trained: nn.Module) -> Validated:
-            look = look_at_volumes(trained, plan, to_validate, recipe.loss, machine.device, recipe.dtype, room)
-            return Validated(look.dice, look.loss)
-
-        watch = NormWatch(model.block) if model.block is not None else None
-        outcome = train(
-            model,
-            batches,
-            recipe,
-            run,
-            device=machine.device,
-            left_out=model.left_out_of_files(),
-            notes={"format": FORMAT_VERSION, "block": identity.to_dict() if identity else None},
-            validate=validate if to_validate else None,
-            observe=lambda: _norms(watch),
-            report=lambda entry: listener.training(entry, recipe.steps),
-            resume=going_on,
-            checkpoint_seconds=machine.checkpoint_seconds,
-            processes=processes,
-        )
-        if watch is not None:
-            watch.close()
-        if model.block is not None and identity is not None and not model.block.trained:
-            verify(model.block, identity)  # frozen means frozen: bit-identical after training
-        counts = {"training": len(prepared), "validation": len(to_validate), "test": len(setup.splits.test)}
+        outcome = _trained(setup, model, batches, validation, run, machine, listener, going_on=going_on)
         with processes.first_goes_first():
             if first:
-                write_json(run.summary, _summary(experiment, plan, counts, outcome, model, identity, command))
-                if to_validate:
-                    predict_part(run, "validation", machine, inference=Inference(memory_gb), listener=listener)
+                counts = {"training": len(training), "validation": len(validation), "test": len(setup.splits.test)}
+                write_json(run.summary, _summary(setup, counts, outcome, model, command))
+                if validation:
+                    inference = Inference(_passing_gb(setup, processes))
+                    predict_part(run, "validation", machine, inference=inference, listener=listener)
                 else:
                     listener.note("the split has no validation part: nothing is scored, the last weights are kept")
                 run.checkpoint.unlink(missing_ok=True)
@@ -170,7 +135,7 @@ def train_run(
             return summary
 
 
-def _prepared(
+def _prepared_cases(
     setup: _Setup, machine: Machine, listener: Listener
 ) -> tuple[Sequence[PreparedCase], Sequence[PreparedCase]]:
     """The cases that train and those that validate, on the plan's grid; a machine's first process makes the files."""
@@ -187,19 +152,96 @@ def _prepared(
     return everything[: len(training)], everything[len(training) :]
 
 
-def _batches(
-    recipe: Recipe, plan: Plan, prepared: Sequence[PreparedCase], seed: int, processes: Processes
-) -> BatchSource:
-    share = _share(recipe, processes)
+def _built(experiment: Experiment, machine: Machine, listener: Listener, *, from_start: bool) -> Network:
+    """The network with its language block on the device; at the start of a run with another run's weights, if asked."""
+    model = build_network(
+        experiment.model, seed=experiment.seed, cache=machine.block_cache, offline=machine.offline
+    ).to(machine.device)
+    if experiment.init_from is not None and from_start:
+        listener.note(_take_over(model, Path(experiment.init_from)))
+    return model
+
+
+def _batches(setup: _Setup, training: Sequence[PreparedCase], processes: Processes) -> BatchSource:
+    recipe, plan = setup.experiment.recipe, setup.plan
     return BatchSource(
-        prepared, plan.window, share, recipe.foreground_share, seed, plan.reading, plan.numbered_mirroring
+        training,
+        plan.window,
+        _share(recipe, processes),
+        recipe.foreground_share,
+        setup.experiment.seed,
+        plan.reading,
+        plan.numbered_mirroring,
     )
 
 
-def _needed_gb(experiment: Experiment, plan: Plan, processes: Processes) -> float:
+def _lasting_minutes(
+    setup: _Setup, max_minutes: float, model: Network, batches: BatchSource, machine: Machine, listener: Listener
+) -> _Setup:
+    """As many steps as fit, at the pace of some that are undone again."""
+    recipe = setup.experiment.recipe
+    pace = seconds_per_step(model, batches, recipe, machine.device, machine.processes)
+    steps = max(1, int(max_minutes * 60 * TRAINING_SHARE / pace))
+    listener.note(f"{pace:.3f} s a step: {steps} steps in {max_minutes:g} minutes")
+    return replace(setup, experiment=replace(setup.experiment, recipe=replace(recipe, steps=steps)))
+
+
+def _trained(
+    setup: _Setup,
+    model: Network,
+    batches: BatchSource,
+    validation: Sequence[PreparedCase],
+    run: RunFolder,
+    machine: Machine,
+    listener: Listener,
+    *,
+    going_on: bool,
+) -> Outcome:
+    """Train to the end; leaves the log and the weights that count."""
+    recipe, plan = setup.experiment.recipe, setup.plan
+    room = Room(_passing_gb(setup, machine.processes), machine.cache / "passing")
+
+    def validate(trained: nn.Module) -> Validated:
+        look = look_at_volumes(trained, plan, validation, recipe.loss, machine.device, recipe.dtype, room)
+        return Validated(look.dice, look.loss)
+
+    identity = _identity(model)
+    watch = NormWatch(model.block) if model.block is not None else None
+    outcome = train(
+        model,
+        batches,
+        recipe,
+        run,
+        device=machine.device,
+        left_out=model.left_out_of_files(),
+        notes={"format": FORMAT_VERSION, "block": identity.to_dict() if identity else None},
+        validate=validate if validation else None,
+        observe=lambda: _norms(watch),
+        report=lambda entry: listener.training(entry, recipe.steps),
+        resume=going_on,
+        checkpoint_seconds=machine.checkpoint_seconds,
+        processes=machine.processes,
+    )
+    if watch is not None:
+        watch.close()
+    if model.block is not None and identity is not None and not model.block.trained:
+        verify(model.block, identity)  # frozen means frozen: bit-identical after training
+    return outcome
+
+
+def _identity(model: Network) -> BlockIdentity | None:
+    return model.block.identity if model.block is not None else None
+
+
+def _training_gb(setup: _Setup, processes: Processes) -> float:
     """About how much each process's device needs to train."""
-    share = _share(experiment.recipe, processes)
-    return replace(experiment, recipe=replace(experiment.recipe, batch_size=share)).memory_gb(plan.window)
+    recipe = replace(setup.experiment.recipe, batch_size=_share(setup.experiment.recipe, processes))
+    return replace(setup.experiment, recipe=recipe).memory_gb(setup.plan.window)
+
+
+def _passing_gb(setup: _Setup, processes: Processes) -> float:
+    """What validating and scoring may take: of a run planned for a memory no more than its training."""
+    return MEMORY_GB if setup.plan.batch_size is None else min(MEMORY_GB, _training_gb(setup, processes))
 
 
 def _share(recipe: Recipe, processes: Processes) -> int:
@@ -360,17 +402,12 @@ def _norms(watch: NormWatch | None) -> dict[str, Any]:
 
 
 def _summary(
-    experiment: Experiment,
-    plan: Plan,
-    counts: dict[str, int],
-    outcome: Outcome,
-    model: Network,
-    identity: BlockIdentity | None,
-    command: Sequence[str],
+    setup: _Setup, counts: dict[str, int], outcome: Outcome, model: Network, command: Sequence[str]
 ) -> dict[str, Any]:
+    experiment, identity = setup.experiment, _identity(model)
     return {
         "format": FORMAT_VERSION,
-        "task": plan.task,
+        "task": setup.plan.task,
         "cases": counts,
         "model": experiment.model_name,
         "protocol": experiment.protocol,
@@ -382,7 +419,7 @@ def _summary(
         "steps": outcome.steps,
         "seconds": round(outcome.seconds, 1),
         "best_step": outcome.best_step,
-        "classes": {str(value): name for value, name in plan.classes.items()},
+        "classes": {str(value): name for value, name in setup.plan.classes.items()},
         "parameters": parameters(model),
         "stages": stages(model),
         "command": shlex.join(command),
