@@ -65,6 +65,20 @@ def test_the_papers_recipes_are_the_papers() -> None:
     assert (v2.loss, v2.optimizer, v2.learning_rate, v2.epochs) == ("dice_bce", "adam", 2e-3, 200)
 
 
+@pytest.mark.parametrize(
+    ("source", "folder"),
+    [("minilm-l6", False), ("org/model", False), ("/blocks/llama", True), ("C:\\blocks\\llama", True)],
+)
+def test_a_block_that_is_a_folder_is_known_on_every_system(source: str, folder: bool, tmp_path: Path) -> None:
+    made = make_experiment(tmp_path, model="medvisionllama-u", overrides=["--model.middle.block.source", source])
+    assert made.folder_of_block == (made.model.middle.block.source if folder else None)
+    there = make_experiment(tmp_path / "b", model="medvisionllama-u", overrides=["--model.middle.block.source", "/new"])
+    moved = made.found_where(there)
+    assert moved.dataset == there.dataset
+    assert moved.model.middle.block.source == ("/new" if folder else source)
+    assert replace(moved, dataset=made.dataset, model=made.model) == made
+
+
 @pytest.mark.parametrize("model", sorted(MODELS))
 def test_what_is_written_is_read_again(model: str, tmp_path: Path) -> None:
     made = make_experiment(tmp_path, model=model, seed=5, fraction=0.3, overrides=["--model.width", "128"])

@@ -219,7 +219,7 @@ def test_an_answer_that_is_no_number_is_no_label_map(softmax: bool, kept: bool) 
     regions = {"all": (3, 7), "left": (3,), "bright": (7,)}
     plan = PLAN if softmax else replace(PLAN, regions=regions, region_values=(3, 3, 7))
     keep = (lambda place, probability: None) if kept else None
-    with pytest.raises(InputError, match=r"does not answer with numbers \(NaN\)"):
+    with pytest.raises(InputError, match=r"does not answer with numbers \(NaN\) for the image"):
         Segmenter([Member(Lost(), plan)], torch.device("cpu")).segment(asymmetric_image(), keep=keep)
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from medvisionllama.config import Experiment, make_experiment, read_experiment
 from medvisionllama.data.decathlon import read_task
-from medvisionllama.data.nifti import read_label_map, read_volume
+from medvisionllama.data.nifti import read_label_map, read_volume, write_volume
 from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
 from medvisionllama.data.plan import read_plan
 from medvisionllama.data.splits import Splits
@@ -271,11 +271,29 @@ def test_a_run_goes_on_where_its_data_lies_now(phantom: Path, machine: Machine, 
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "run")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert read_scores(tmp_path / "run" / "validation" / "scores.csv")
+    assert read_experiment(tmp_path / "run" / "config.yaml").dataset == new.dataset, "later commands look there"
+    predict_part(RunFolder(tmp_path / "run"), "test", machine)
     (old.parent / "new" / "dataset.json").write_text(
         (phantom / "dataset.json").read_text().replace("phantom_000", "renamed")
     )
     with pytest.raises(InputError, match="renamed"):
         train_run(new, tmp_path / "run", machine, resume=True)
+
+
+def test_a_run_does_not_go_on_with_other_voxels_of_the_same_names(
+    phantom: Path, machine: Machine, tmp_path: Path
+) -> None:
+    what = experiment(phantom, steps=20)
+    with pytest.raises(KeyboardInterrupt):
+        train_run(what, tmp_path / "run", machine, listener=Stop(10))
+    other = Path(shutil.copytree(phantom, tmp_path / "other"))
+    trained_on = RunFolder(tmp_path / "run").path / "splits.json"
+    path = other / "imagesTr" / f"{json.loads(trained_on.read_text())['folds'][1][0]}.nii.gz"
+    image = read_volume(path)
+    write_volume(image.with_array(image.array + 1), path)
+    with pytest.raises(InputError, match="have the names, but not the voxels"):
+        train_run(replace(what, dataset=str(other)), tmp_path / "run", machine, resume=True)
+    train_run(what, tmp_path / "run", machine, resume=True)
 
 
 def test_a_run_goes_on_with_its_block_in_another_folder(
@@ -288,6 +306,8 @@ def test_a_run_goes_on_with_its_block_in_another_folder(
     with pytest.raises(KeyboardInterrupt):
         train_run(start, tmp_path / "run", machine, listener=Stop(10))
     shutil.rmtree(blocks["here"])
+    with pytest.raises(InputError, match=r"folder .*here is not there\. .*--block"):
+        train_run(start, tmp_path / "run", machine, resume=True)
     weights_file = next(blocks["there"].glob("*.safetensors"))
     kept = weights_file.read_bytes()
     save_file({n: t + 1 for n, t in load_file(weights_file).items()}, weights_file, {"format": "pt"})
@@ -295,6 +315,7 @@ def test_a_run_goes_on_with_its_block_in_another_folder(
         train_run(moved, tmp_path / "run", machine, resume=True)
     weights_file.write_bytes(kept)
     assert train_run(moved, tmp_path / "run", machine, resume=True)["steps"] == 20
+    load_member(tmp_path / "run", machine)
 
 
 def test_a_run_planned_for_a_memory_is_its_own_and_scored_within_it(
@@ -323,6 +344,22 @@ def test_two_trainings_in_one_folder_are_refused(phantom: Path, machine: Machine
         train_run(what, tmp_path, machine, listener=Stop(10))
     assert not list(tmp_path.glob("*.lock")) + list(tmp_path.glob(".*lock"))
     train_run(what, tmp_path, machine, resume=True)
+
+
+def test_what_another_trained_meanwhile_is_not_written_over(
+    phantom: Path, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planning takes a while, and what it was planned by may change until the folder is this process's own."""
+    what = experiment(phantom, steps=2)
+
+    def another_first(folder: Path) -> None:
+        monkeypatch.undo()
+        train_run(replace(what, seed=1), folder, machine)
+
+    monkeypatch.setattr("medvisionllama.run.refuse_unwritable", another_first)
+    with pytest.raises(InputError, match="another process has trained in"):
+        train_run(what, tmp_path / "run", machine)
+    assert read_experiment(tmp_path / "run" / "config.yaml").seed == 1
 
 
 def test_another_seed_gives_other_weights(phantom: Path, machine: Machine, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import yaml
@@ -132,7 +132,8 @@ class Experiment:
     def found_where(self, asked: Experiment) -> Experiment:
         """The experiment with its data set, and its language block if that is a folder, where ``asked`` has them.
 
-        Where files lie decides no result: cases are known by their contents, a block by its hash.
+        Where files lie decides no result. Whether they are the same is known later: the cases by a hash of their
+        contents, the block by its own (:func:`medvisionllama.train.train`).
         """
         moved = replace(self, dataset=asked.dataset)
         place = asked.folder_of_block
@@ -146,7 +147,8 @@ class Experiment:
         if not isinstance(self.model, ModelConfig) or self.model.middle.kind == "none":
             return None
         source = self.model.middle.block.source
-        return source if Path(source).is_absolute() else None
+        # A run may come from another system, whose folders look otherwise.
+        return source if any(kind(source).is_absolute() for kind in (PurePosixPath, PureWindowsPath)) else None
 
     def lasting(self, training_cases: int) -> Experiment:
         """The experiment with epochs turned into steps, once the number of training cases is known."""

@@ -13,17 +13,22 @@ from medvisionllama.errors import InputError
 
 @contextmanager
 def held(path: Path) -> Iterator[bool]:
-    """Whether this process alone holds the lock while the block runs.
+    """Whether no other process holds the lock while the block runs.
+
+    Where the file system knows no locks nobody is kept out: a file that only says so would outlive a killed holder.
 
     Args:
         path: The lock's file; its folder is made, and it stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
+    lock = FileLock(path, fallback_to_soft=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         yield False
+        return
+    except (NotImplementedError, OSError):
+        yield True
         return
     try:
         yield True
@@ -33,27 +38,20 @@ def held(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Keep a folder to this process while the block runs; the lock's file goes with it.
-
-    Where the file system knows no locks nothing is kept.
+    """Keep a folder to this process while the block runs, by a lock whose file goes with it.
 
     Raises:
         InputError: Another process is at it.
     """
     path = folder / ".in-use.lock"
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise InputError(
-            f"another process is writing in {folder}", mend="Wait for it, stop it, or name another folder."
-        ) from error
-    except (NotImplementedError, OSError):
-        yield
-        return
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # Windows keeps what is open, and removes it with the release
-            path.unlink()
-        lock.release()
+    with held(path) as ours:
+        if not ours:
+            raise InputError(
+                f"another process is writing in {folder} (it holds {path.name})",
+                mend="Wait for it, stop it, or name another folder.",
+            )
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows keeps what is open
+                path.unlink()

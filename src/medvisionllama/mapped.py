@@ -19,7 +19,7 @@ from medvisionllama.errors import InputError
 
 @dataclass(frozen=True)
 class StoredArray:
-    """An array in a file of NumPy's, which is open only while somebody looks at it.
+    """An array in a file of NumPy's, in C's order, which is open only while somebody looks at it.
 
     A map that is kept keeps a file open, and a data set has more cases than a system lets a process open.
 
@@ -41,9 +41,11 @@ class StoredArray:
 
         Raises:
             OSError: It cannot be read.
-            ValueError: It is no such file, or shorter than it says.
+            ValueError: It is no such file, shorter than it says, or in Fortran's order.
         """
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not mapped.flags.c_contiguous:
+            raise ValueError("the numbers do not lie in C's order")
         return cls(path, mapped.shape, mapped.dtype, mapped.offset)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray[Any, Any]:

@@ -6,7 +6,8 @@ Axes: ``M`` modalities, ``C`` output channels, ``I J K`` voxels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from medvisionllama.data.plan import Plan
 from medvisionllama.data.preprocess import to_model_grid
 from medvisionllama.data.way_back import (
     FineSweep,
+    NoNumberError,
     Place,
     back_to_input_grid,
     choices_on,
@@ -28,6 +30,7 @@ from medvisionllama.data.way_back import (
     label_values,
     probabilities_on,
 )
+from medvisionllama.errors import InputError
 from medvisionllama.geometry import Array, Shape, Volume, ras_grid
 from medvisionllama.largest_component import keep_largest
 from medvisionllama.losses import LossName, LossOfPieces
@@ -36,6 +39,7 @@ from medvisionllama.sliding_window import Network, Sweep, mirrored
 Keep = Callable[[Place, Array], None]
 
 MEMORY_GB = 4.0
+LOOK_OR_TRAIN = "Look at the image; if it is like the others, the weights are damaged: train again."
 MOST_WINDOWS_AT_ONCE = 4
 
 
@@ -108,27 +112,39 @@ class Segmenter:
                 ``(C,...)`` float32 there. All classes are looked at everywhere then, which takes longer.
 
         Raises:
-            InputError: Channels or intensities do not fit, or there is no room for what must pass by the disk.
+            InputError: Channels or intensities do not fit, the network answers NaN, or there is no room for what must
+                pass by the disk.
         """
         fine = self._fine(image, name, ras_grid(image.grid).shape)
-        if keep is None:
-            labels = label_values(choices_on(fine, self.plan.out_channels), self.plan)
-        else:
-            values = label_values(np.zeros(1, dtype=np.uint8), self.plan)
-            labels = np.zeros(ras_grid(image.grid).shape, dtype=values.dtype)
-            for place, probability in probabilities_on(fine, self.plan.out_channels):
-                labels[place] = decide(probability, self.plan)
-                keep(place, probability)
+        with _numbers_for(name, LOOK_OR_TRAIN):
+            if keep is None:
+                labels = label_values(choices_on(fine, self.plan.out_channels), self.plan)
+            else:
+                values = label_values(np.zeros(1, dtype=np.uint8), self.plan)
+                labels = np.zeros(ras_grid(image.grid).shape, dtype=values.dtype)
+                for place, probability in probabilities_on(fine, self.plan.out_channels):
+                    labels[place] = decide(probability, self.plan)
+                    keep(place, probability)
         return back_to_input_grid(keep_largest(labels, self.clean), image.grid)
 
     def label_map_on_model_grid(self, image: Volume, name: str = "the image") -> Array:
         """``(I,J,K)`` on the model's grid: the paper protocol, where members share it, scores it too."""
-        chosen = choices_on(self._fine(image, name, None), self.plan.out_channels)
+        with _numbers_for(name, LOOK_OR_TRAIN):
+            chosen = choices_on(self._fine(image, name, None), self.plan.out_channels)
         return keep_largest(label_values(chosen, self.plan), self.clean)
 
     def _fine(self, image: Volume, name: str, shape: Shape | None) -> list[FineSweep]:
         prepared = [torch.from_numpy(to_model_grid(image, member.plan, name)) for member in self.members]
         return fine_sweeps(self.members, prepared, shape, self.device, self.room)
+
+
+@contextmanager
+def _numbers_for(name: str, mend: str) -> Iterator[None]:
+    """Tell for which image a network does not answer with numbers."""
+    try:
+        yield
+    except NoNumberError:
+        raise InputError(f"the network does not answer with numbers (NaN) for {name}", mend=mend) from None
 
 
 def fine_sweeps(
@@ -235,7 +251,8 @@ def look_at_volumes(
         image, label = torch.from_numpy(np.array(case.image)), np.asarray(case.label)
         sweeps = fine_sweeps([member], [image], None, device, room or Room())
         of_case = LossOfPieces(loss, plan.reading)
-        found = choices_on(sweeps, plan.out_channels, partial(_add_piece, of_case, sweeps[0].sweep, label))
+        with _numbers_for(f"the case {case.name}", "Lower --recipe.learning_rate, or set --recipe.precision float32."):
+            found = choices_on(sweeps, plan.out_channels, partial(_add_piece, of_case, sweeps[0].sweep, label))
         losses.append(of_case.value())
         pairs = _pairs(found, label, plan.reading.ignored)
         for name, numbers in plan.numbered_targets.items():

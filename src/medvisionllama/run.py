@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,7 @@ def train_run(
             f"{folder} keeps the window, batch and steps it began with: --memory-gb and --max-minutes change nothing"
         )
     going_on = resume and run.checkpoint.exists()  # killed before the first one, a run begins again from its start
+    found = _stands(run)
     machine = told_where(machine, setup.experiment)
     processes = machine.processes
     first = processes.rank == 0
@@ -99,6 +101,7 @@ def train_run(
         refuse_unwritable(run.path)
     with sole_writer(run.path) if first else nullcontext():
         if first:
+            _refuse_meanwhile(run, found)
             clear_litter(run.path)
         with processes.first_goes_first(each_machine=True):
             _fetch_block(setup.experiment, machine, listener)
@@ -123,6 +126,8 @@ def train_run(
         with processes.first_goes_first():
             if first:
                 counts = {"training": len(training), "validation": len(validation), "test": len(setup.splits.test)}
+                if resume:
+                    write_experiment(setup.experiment, run.config)  # where its data lies may have changed, nothing else
                 write_json(run.summary, _summary(setup, counts, outcome, model, command))
                 if validation:
                     inference = Inference(_passing_gb(setup, processes))
@@ -133,6 +138,22 @@ def train_run(
                 run.checkpoint_state.unlink(missing_ok=True)
             summary: dict[str, Any] = read_json(run.summary)  # written by now, whoever reads it
             return summary
+
+
+def _stands(run: RunFolder) -> list[int | None]:
+    """When the files that decide how a run goes on were written."""
+    paths = (run.config, run.checkpoint, run.summary)
+    return [path.stat().st_mtime_ns if path.exists() else None for path in paths]
+
+
+def _refuse_meanwhile(run: RunFolder, found: list[int | None]) -> None:
+    """Make sure that nobody wrote between what was decided by the folder's files and the lock.
+
+    Raises:
+        InputError: Another process did.
+    """
+    if _stands(run) != found:
+        raise InputError(f"another process has trained in {run.path} meanwhile", mend="Give the command again.")
 
 
 def _prepared_cases(
@@ -214,7 +235,11 @@ def _trained(
         run,
         device=machine.device,
         left_out=model.left_out_of_files(),
-        notes={"format": FORMAT_VERSION, "block": identity.to_dict() if identity else None},
+        notes={
+            "format": FORMAT_VERSION,
+            "block": identity.to_dict() if identity else None,
+            "cases": _digest([*batches.cases, *validation]),
+        },
         validate=validate if validation else None,
         observe=lambda: _norms(watch),
         report=lambda entry: listener.training(entry, recipe.steps),
@@ -227,6 +252,11 @@ def _trained(
     if model.block is not None and identity is not None and not model.block.trained:
         verify(model.block, identity)  # frozen means frozen: bit-identical after training
     return outcome
+
+
+def _digest(cases: Sequence[PreparedCase]) -> str:
+    """Of names and contents: data sets whose cases are merely called alike have another."""
+    return sha256("\n".join(f"{case.name} {case.content}" for case in cases).encode()).hexdigest()
 
 
 def _identity(model: Network) -> BlockIdentity | None:
@@ -384,6 +414,10 @@ def _fetch_block(experiment: Experiment, machine: Machine, listener: Listener) -
     if not isinstance(experiment.model, ModelConfig):
         return
     block = experiment.model.middle.block
+    if (folder := experiment.folder_of_block) and not Path(folder).is_dir():
+        raise InputError(
+            f"the language block's folder {folder} is not there", mend="If it was moved, name its new place by --block."
+        )
     if experiment.model.middle.kind in ("language", "trained") and block.init != "random":
         fetch_block(
             block.source,

@@ -192,6 +192,20 @@ def test_a_prepared_file_that_goes_while_it_is_used_is_told(task: Task, plan: Pl
     assert BatchSource(prepare(task.cases[:1], plan, cache), (8, 8, 8), 1, 0.0, 0).batch(0).cases == ("phantom_000",)
 
 
+def test_a_stored_array_is_what_numpy_reads(tmp_path: Path) -> None:
+    array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    np.save(tmp_path / "a.npy", array)
+    stored = StoredArray.at(tmp_path / "a.npy")
+    np.testing.assert_array_equal(stored, array)
+    np.testing.assert_array_equal(stored[1, :, 2:], array[1, :, 2:])
+    assert not np.asarray(stored).flags.writeable
+    assert np.array(stored).flags.writeable
+    assert np.asarray(stored, np.float64).dtype == np.float64
+    np.save(tmp_path / "f.npy", np.asfortranarray(array))
+    with pytest.raises(ValueError, match="C's order"):
+        StoredArray.at(tmp_path / "f.npy")
+
+
 def test_a_damaged_prepared_file_is_told(task: Task, plan: Plan, cache: Path) -> None:
     prepare(task.cases[:1], plan, cache)
     for path in cache.rglob("*.npy"):

@@ -53,6 +53,7 @@ class PreparedCase:
         label: ``(I,J,K)`` uint8 of class numbers (``Plan.number_of``), and ``IGNORED``.
         places: ``(n,4)``: class number and voxel of some foreground voxels, up to an equal share for each class.
         spacing_mm: Of its voxels along I, J, K.
+        content: A hash of what it was prepared from and how; empty where nothing was prepared.
     """
 
     name: str
@@ -60,6 +61,7 @@ class PreparedCase:
     label: Array | StoredArray
     places: Array
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    content: str = ""
 
 
 Progress = Callable[[Iterable[Case]], Iterable[Case]]
@@ -201,7 +203,7 @@ def _open(job: _Job) -> PreparedCase:
         raise InputError(f"the prepared case {job.case.name} cannot be read", got=str(error)) from error
     i, j, k = label.shape
     grid = ras_grid(read_grid(job.case.image)[0]).with_shape((i, j, k))
-    return PreparedCase(job.case.name, image, label, places, grid.spacing_mm)
+    return PreparedCase(job.case.name, image, label, places, grid.spacing_mm, job.key)
 
 
 @dataclass(frozen=True)

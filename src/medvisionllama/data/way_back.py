@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from medvisionllama.data.plan import Plan
-from medvisionllama.errors import InputError
 from medvisionllama.geometry import Array, Grid, Shape, Volume, onto_axes_of, ras_grid, resize
 from medvisionllama.sliding_window import Sweep
 
@@ -58,6 +57,10 @@ def label_values(numbers_IJK: Array, plan: Plan) -> Array:
 def back_to_input_grid(in_ras_order: Array, grid: Grid) -> Volume:
     """Voxels at the input's resolution in RAS order, put on the input's own axes: same size, same affine."""
     return Volume(onto_axes_of(Volume(in_ras_order, ras_grid(grid).affine), grid).array, grid.affine)
+
+
+class NoNumberError(ArithmeticError):
+    """A network answers NaN; who knows for which image, tells."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +147,7 @@ def choices_on(
         look: Told each tile's place while the sweeps can be looked up there.
 
     Raises:
-        InputError: A network answers NaN.
+        NoNumberError: A network answers NaN.
     """
     chosen = np.zeros(members[0].shape, dtype=np.uint8)
     for place in tiles(members, channels):
@@ -157,7 +160,7 @@ def probabilities_on(members: Sequence[FineSweep], channels: int) -> Iterator[tu
     """The mean of the members' probabilities, tile by tile: a place and what belongs there, ``(C,...)`` float32.
 
     Raises:
-        InputError: A network answers NaN.
+        NoNumberError: A network answers NaN.
     """
     for place in tiles(members, channels):
         mean = _mean([m.stretch(m.coarse(place), place) for m in members])
@@ -216,10 +219,7 @@ def _choice(members: Sequence[FineSweep], coarse: Sequence[Tensor], place: Place
 
 def _refuse_nan(probability: Tensor) -> None:
     if probability.isnan().any():
-        raise InputError(
-            "the network does not answer with numbers (NaN)",
-            mend="Look at the image; if it is like the others, the weights are damaged: train again.",
-        )
+        raise NoNumberError
 
 
 def _mean(parts: Sequence[Tensor]) -> Tensor:
