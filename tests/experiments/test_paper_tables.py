@@ -6,12 +6,13 @@ import csv
 import json
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from medvisionllama.cli import main
 from medvisionllama.data.decathlon import read_task
@@ -33,7 +34,8 @@ from medvisionllama.experiments.table_page import to_csv, to_markdown
 from medvisionllama.experiments.tables import PUBLISHED, published
 from medvisionllama.models import costs
 from medvisionllama.models.zoo import PEERS
-from medvisionllama.reports.paper_figures import PAPER_FIGURES
+from medvisionllama.reports.paper_figures import PAPER_FIGURES, few_shot_curves
+from medvisionllama.reports.run_contents import read_runs
 from tests.experiments.row_maker import make_row, scores
 from tests.language.tiny_models import full_model
 
@@ -299,6 +301,28 @@ def test_rows_write_a_table_without_a_run_folder(phantom: Path, tmp_path: Path) 
     page = (tmp_path / "v2-F5.md").read_text()
     assert "1 of 4 cells are not measured" in page
     assert "medvisionllama reproduce v2-F5 --tasks DATA/" in page
+
+
+def test_few_shot_curves_pair_the_models_by_share(
+    phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = Request("v2-F4", (phantom,), tmp_path, tmp_path / "runs", grid=32, steps=3)
+    reproduction = Reproduction(request)
+    for x in reproduction.labelled:
+        make_row(x.cell, tmp_path / "rows", {"test/native": scores(0.7), "test/model": scores(0.7)})
+    drawn: list[Figure] = []
+
+    def draw(name: str, runs: Sequence[Path], out: Path, part: str) -> list[Path]:
+        drawn.append(few_shot_curves(read_runs(runs)))
+        return []
+
+    monkeypatch.setattr("medvisionllama.experiments.row_figures.draw_paper_figure", draw)
+    reproduction.write()
+    lines = drawn[0].axes[0].lines
+    models, shares = ("ViT-Baseline", "MedVisionLlama"), ("10%", "30%")
+    assert {line.get_label() for line in lines} == {f"{m}, {s} of the data" for m in models for s in shares}
+    for told in ("get_color", "get_linestyle"):
+        assert len({str(getattr(line, told)()) for line in lines}) == 2, "a share's colour and a model's pattern"
 
 
 def test_another_programs_row_stands_in_the_table(phantom: Path, tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ class Reproduction:
 
     def _figures(self, table: PaperTable, entries: Sequence[Entry], tell: Tell) -> tuple[list[Path], list[str]]:
         """A figure's files; or one sentence saying what it lacks."""
-        shown = [(entry.printed, row) for entry in entries for row in entry.rows]
+        shown = [(entry.row, row) for entry in entries for row in entry.rows]  # a figure tells shares itself
         if not table.figure or not shown:
             return [], []
         try:
