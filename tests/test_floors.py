@@ -32,6 +32,7 @@ FLOORS = [
         4,
         (
             "run",
+            "run_setup",
             "segment",
             "loading",
             "score_part",

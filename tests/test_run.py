@@ -17,7 +17,8 @@ from medvisionllama.config import Experiment, make_experiment, read_experiment
 from medvisionllama.data.decathlon import read_task
 from medvisionllama.data.nifti import read_label_map, read_volume, write_volume
 from medvisionllama.data.phantom import PhantomSettings, write_phantom_task
-from medvisionllama.data.plan import read_plan
+from medvisionllama.data.plan import Plan, read_plan
+from medvisionllama.data.planning import make_plan
 from medvisionllama.data.splits import Splits
 from medvisionllama.errors import InputError
 from medvisionllama.held import sole_writer
@@ -287,13 +288,44 @@ def test_a_run_does_not_go_on_with_other_voxels_of_the_same_names(
     with pytest.raises(KeyboardInterrupt):
         train_run(what, tmp_path / "run", machine, listener=Stop(10))
     other = Path(shutil.copytree(phantom, tmp_path / "other"))
-    trained_on = RunFolder(tmp_path / "run").path / "splits.json"
+    trained_on = tmp_path / "run" / "splits.json"
     path = other / "imagesTr" / f"{json.loads(trained_on.read_text())['folds'][1][0]}.nii.gz"
     image = read_volume(path)
     write_volume(image.with_array(image.array + 1), path)
-    with pytest.raises(InputError, match="have the names, but not the voxels"):
+    with pytest.raises(InputError, match="have the names, but not the files"):
         train_run(replace(what, dataset=str(other)), tmp_path / "run", machine, resume=True)
+    written = (tmp_path / "run" / "environment.json").read_bytes()
+    (tmp_path / "run" / "checkpoint.safetensors").rename(tmp_path / "kept")  # killed before the first one
+    with pytest.raises(InputError, match="have the names, but not the files"):
+        train_run(replace(what, dataset=str(other)), tmp_path / "run", machine, resume=True)
+    assert (tmp_path / "run" / "environment.json").read_bytes() == written, "what was refused has changed nothing"
+    (tmp_path / "kept").rename(tmp_path / "run" / "checkpoint.safetensors")
     train_run(what, tmp_path / "run", machine, resume=True)
+
+
+def test_folds_are_not_begun_with_other_files_of_the_same_names(
+    phantom: Path, machine: Machine, tmp_path: Path
+) -> None:
+    what = experiment(phantom, steps=2)
+    train_run(what, tmp_path / "fold_0", machine)
+    other = Path(shutil.copytree(phantom, tmp_path / "other"))
+    splits = json.loads((tmp_path / "fold_0" / "splits.json").read_text())
+    path = other / "imagesTr" / f"{splits['folds'][1][0]}.nii.gz"
+    image = read_volume(path)
+    write_volume(image.with_array(image.array + 1), path)
+    with pytest.raises(InputError, match=r"not the files, of those that .*fold_0 began with"):
+        train_run(replace(what, dataset=str(other), fold=1), tmp_path / "fold_1", machine)
+    train_run(replace(what, dataset=str(other), fold=1), tmp_path / "elsewhere", machine)
+    train_run(replace(what, fold=1), tmp_path / "fold_1", machine)
+
+
+def test_a_run_keeps_the_command_that_began_it(phantom: Path, machine: Machine, tmp_path: Path) -> None:
+    what = experiment(phantom, steps=20)
+    with pytest.raises(KeyboardInterrupt):
+        train_run(what, tmp_path / "run", machine, listener=Stop(10), command=["train", "--steps", "20"])
+    summary = train_run(None, tmp_path / "run", machine, resume=True, command=["train", "--resume"])
+    assert summary["command"] == "train --steps 20"
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["command"] == "train --steps 20"
 
 
 def test_a_run_goes_on_with_its_block_in_another_folder(
@@ -308,13 +340,16 @@ def test_a_run_goes_on_with_its_block_in_another_folder(
     shutil.rmtree(blocks["here"])
     with pytest.raises(InputError, match=r"folder .*here is not there\. .*--block"):
         train_run(start, tmp_path / "run", machine, resume=True)
+    told = replace(machine, block_source=str(blocks["there"]))
     weights_file = next(blocks["there"].glob("*.safetensors"))
     kept = weights_file.read_bytes()
     save_file({n: t + 1 for n, t in load_file(weights_file).items()}, weights_file, {"format": "pt"})
     with pytest.raises(InputError, match="not the one that"):
         train_run(moved, tmp_path / "run", machine, resume=True)
     weights_file.write_bytes(kept)
-    assert train_run(moved, tmp_path / "run", machine, resume=True)["steps"] == 20
+    with pytest.raises(KeyboardInterrupt):
+        train_run(moved, tmp_path / "run", machine, resume=True, listener=Stop(20))
+    assert train_run(None, tmp_path / "run", told, resume=True)["steps"] == 20
     load_member(tmp_path / "run", machine)
 
 
@@ -352,11 +387,12 @@ def test_what_another_trained_meanwhile_is_not_written_over(
     """Planning takes a while, and what it was planned by may change until the folder is this process's own."""
     what = experiment(phantom, steps=2)
 
-    def another_first(folder: Path) -> None:
+    def another_first(*given: Any, **named: Any) -> Plan:
         monkeypatch.undo()
-        train_run(replace(what, seed=1), folder, machine)
+        train_run(replace(what, seed=1), tmp_path / "run", machine)
+        return make_plan(*given, **named)
 
-    monkeypatch.setattr("medvisionllama.run.refuse_unwritable", another_first)
+    monkeypatch.setattr("medvisionllama.run_setup.make_plan", another_first)
     with pytest.raises(InputError, match="another process has trained in"):
         train_run(what, tmp_path / "run", machine)
     assert read_experiment(tmp_path / "run" / "config.yaml").seed == 1

@@ -132,14 +132,22 @@ class Experiment:
     def found_where(self, asked: Experiment) -> Experiment:
         """The experiment with its data set, and its language block if that is a folder, where ``asked`` has them.
 
-        Where files lie decides no result. Whether they are the same is known later: the cases by a hash of their
-        contents, the block by its own (:func:`medvisionllama.train.train`).
+        Where files lie decides no result. Whether they are the same is known later, by hash
+        (:func:`medvisionllama.run_setup.refuse_other_data`).
         """
-        moved = replace(self, dataset=asked.dataset)
-        place = asked.folder_of_block
-        if place is None or self.folder_of_block is None or not isinstance(self.model, ModelConfig):
+        return self.at_places(asked.dataset, asked.folder_of_block)
+
+    def at_places(self, dataset: str | None, block: str | None) -> Experiment:
+        """The experiment with its data set, and its language block if that is a folder, at other places.
+
+        Args:
+            dataset: Where the data set lies; None for where it says.
+            block: Where the block's folder lies; likewise.
+        """
+        moved = replace(self, dataset=dataset or self.dataset)
+        if block is None or self.folder_of_block is None or not isinstance(self.model, ModelConfig):
             return moved
-        return replace(moved, model=with_block(self.model, place))
+        return replace(moved, model=with_block(self.model, block))
 
     @property
     def folder_of_block(self) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,25 +11,25 @@ from filelock import FileLock, Timeout
 
 from medvisionllama.errors import InputError
 
+# What a file system answers that knows no locks.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+
 
 @contextmanager
 def held(path: Path) -> Iterator[bool]:
-    """Whether no other process holds the lock while the block runs.
+    """Whether this process alone holds the lock while the block runs.
 
-    Where the file system knows no locks nobody is kept out: a file that only says so would outlive a killed holder.
+    Where the file system knows no locks, the file itself says so; then a killed holder's must be deleted by hand.
 
     Args:
         path: The lock's file; its folder is made, and it stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, fallback_to_soft=False)
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         yield False
-        return
-    except (NotImplementedError, OSError):
-        yield True
         return
     try:
         yield True
@@ -40,18 +41,29 @@ def held(path: Path) -> Iterator[bool]:
 def sole_writer(folder: Path) -> Iterator[None]:
     """Keep a folder to this process while the block runs, by a lock whose file goes with it.
 
+    Where the file system knows no locks nobody is kept out: a training that was killed on one machine must be able to
+    go on on another.
+
     Raises:
-        InputError: Another process is at it.
+        InputError: Another process is at it, or the folder cannot be written.
     """
     path = folder / ".in-use.lock"
-    with held(path) as ours:
-        if not ours:
-            raise InputError(
-                f"another process is writing in {folder} (it holds {path.name})",
-                mend="Wait for it, stop it, or name another folder.",
-            )
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # Windows keeps what is open
-                path.unlink()
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(
+            f"another process is writing in {folder} (it holds {path.name})",
+            mend="Wait for it, stop it, or name another folder.",
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise InputError(f"cannot write {path}", got=error.strerror or str(error)) from error
+    except NotImplementedError:
+        pass
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows keeps what is open
+            path.unlink()
+        lock.release()

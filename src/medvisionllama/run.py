@@ -5,21 +5,18 @@ from __future__ import annotations
 import shlex
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from medvisionllama.checkpoint import load_tensors, model_tensors, put_model_tensors
-from medvisionllama.config import Experiment, read_experiment, refuse_other, write_experiment
-from medvisionllama.data.dataset import BatchSource, PreparedCase, prepare, refuse_unusable
-from medvisionllama.data.decathlon import read_task
-from medvisionllama.data.plan import Plan, read_plan, write_plan
-from medvisionllama.data.planning import make_plan
-from medvisionllama.data.splits import Splits, make_splits, read_splits, write_splits
-from medvisionllama.data.task import Task
+from medvisionllama.config import Experiment, write_experiment
+from medvisionllama.data.dataset import BatchSource
+from medvisionllama.data.plan import write_plan
+from medvisionllama.data.prepare import PreparedCase, content_sha256, prepare
+from medvisionllama.data.splits import Splits, write_splits
 from medvisionllama.errors import InputError
 from medvisionllama.held import sole_writer
 from medvisionllama.language.block import BlockIdentity, verify
@@ -35,6 +32,15 @@ from medvisionllama.processes import Processes
 from medvisionllama.provenance import environment, parameters, stages
 from medvisionllama.recipe import Recipe
 from medvisionllama.run_folder import FORMAT_VERSION, RunFolder, read_json, write_json
+from medvisionllama.run_setup import (
+    Memory,
+    Setup,
+    first_command,
+    planned,
+    refuse_other_block,
+    refuse_other_data,
+    stored,
+)
 from medvisionllama.score_part import predict_part
 from medvisionllama.train import Outcome, Validated, seconds_per_step, train
 from medvisionllama.whole_file import clear_litter, refuse_unwritable
@@ -77,25 +83,25 @@ def train_run(
     """
     listener = listener or Silent()
     run = RunFolder(folder)
-    run.refuse_other_version()
-    resume = resume and run.config.exists()
-    if resume:
-        setup = _stored(run, machine, experiment, named, splits)
-    else:
-        own_batch = "recipe.batch_size" in (named or ())
-        setup = _planned(experiment, run, splits, _Memory(memory_gb, machine.processes.count, own_batch))
-    if resume and run.finished:
-        listener.note(f"{folder} is finished already")
-        finished: dict[str, Any] = read_json(run.summary)
-        return finished
-    if resume and not (max_minutes is None and memory_gb is None):
-        listener.note(
-            f"{folder} keeps the window, batch and steps it began with: --memory-gb and --max-minutes change nothing"
-        )
-    going_on = resume and run.checkpoint.exists()  # killed before the first one, a run begins again from its start
     found = _stands(run)
-    machine = told_where(machine, setup.experiment)
+    run.refuse_other_version()
     processes = machine.processes
+    if resume and run.config.exists():
+        setup = stored(run, machine, experiment, named, splits)
+        if run.finished:
+            listener.note(f"{folder} is finished already")
+            finished: dict[str, Any] = read_json(run.summary)
+            return finished
+        if not (max_minutes is None and memory_gb is None):
+            keeps = "keeps the window, batch and steps it began with: --memory-gb and --max-minutes change nothing"
+            listener.note(f"{folder} {keeps}")
+    else:
+        if experiment is not None:
+            experiment = experiment.at_places(machine.dataset, machine.block_source)
+        memory = Memory(memory_gb, processes.count, own_batch="recipe.batch_size" in (named or ()))
+        setup = planned(experiment, run, splits, memory)
+    going_on = setup.begun and run.checkpoint.exists()  # killed before the first one, a run begins again
+    machine = told_where(machine, setup.experiment)
     first = processes.rank == 0
     if first:
         refuse_unwritable(run.path)
@@ -105,30 +111,27 @@ def train_run(
             clear_litter(run.path)
         with processes.first_goes_first(each_machine=True):
             _fetch_block(setup.experiment, machine, listener)
-        training, validation = _prepared_cases(setup, machine, listener)
+        training, validation, data_sha256 = _prepared_cases(setup, run, machine, listener)
         setup = replace(setup, experiment=setup.experiment.lasting(len(training)))
         model = _built(setup.experiment, machine, listener, from_start=not going_on)
+        block_sha256 = model.block.identity.sha256 if model.block is not None else None
+        refuse_other_block(run, setup.experiment, block_sha256)
         batches = _batches(setup, training, processes)
         listener.note(
             f"window {setup.plan.window}, batch {setup.experiment.recipe.batch_size}: about "
             f"{_training_gb(setup, processes):.2g} GB to train"
         )
-        if not resume:
-            if max_minutes is not None:
-                setup = _lasting_minutes(setup, max_minutes, model, batches, machine, listener)
-            if first:
-                write_plan(setup.plan, run.plan)
-                write_splits(setup.splits, run.splits)
-                write_experiment(setup.experiment, run.config)  # last: a folder with it can be resumed
+        if max_minutes is not None and not setup.begun:
+            setup = _lasting_minutes(setup, max_minutes, model, batches, machine, listener)
+        typed = first_command(run) or shlex.join(command)
         if first:
-            write_json(run.environment, environment(machine.device, command) | {"processes": processes.count})
+            where_from = environment(machine.device, command) | {"command": typed, "processes": processes.count}
+            _write_setup(setup, run, where_from | {"data_sha256": data_sha256, "block_sha256": block_sha256})
         outcome = _trained(setup, model, batches, validation, run, machine, listener, going_on=going_on)
         with processes.first_goes_first():
             if first:
                 counts = {"training": len(training), "validation": len(validation), "test": len(setup.splits.test)}
-                if resume:
-                    write_experiment(setup.experiment, run.config)  # where its data lies may have changed, nothing else
-                write_json(run.summary, _summary(setup, counts, outcome, model, command))
+                write_json(run.summary, _summary(setup, counts, outcome, model, typed))
                 if validation:
                     inference = Inference(_passing_gb(setup, processes))
                     predict_part(run, "validation", machine, inference=inference, listener=listener)
@@ -142,8 +145,13 @@ def train_run(
 
 def _stands(run: RunFolder) -> list[int | None]:
     """When the files that decide how a run goes on were written."""
-    paths = (run.config, run.checkpoint, run.summary)
-    return [path.stat().st_mtime_ns if path.exists() else None for path in paths]
+    found: list[int | None] = []
+    for path in (run.config, run.checkpoint, run.summary):
+        try:
+            found.append(path.stat().st_mtime_ns)
+        except FileNotFoundError:
+            found.append(None)
+    return found
 
 
 def _refuse_meanwhile(run: RunFolder, found: list[int | None]) -> None:
@@ -156,21 +164,36 @@ def _refuse_meanwhile(run: RunFolder, found: list[int | None]) -> None:
         raise InputError(f"another process has trained in {run.path} meanwhile", mend="Give the command again.")
 
 
+def _write_setup(setup: Setup, run: RunFolder, where_from: dict[str, Any]) -> None:
+    """What the folder says of the run; of one that goes on, only where its data lies and where it is computed now."""
+    write_json(run.environment, where_from)
+    if not setup.begun:
+        write_plan(setup.plan, run.plan)
+        write_splits(setup.splits, run.splits)
+    write_experiment(setup.experiment, run.config)  # last: a folder with it can be resumed
+
+
 def _prepared_cases(
-    setup: _Setup, machine: Machine, listener: Listener
-) -> tuple[Sequence[PreparedCase], Sequence[PreparedCase]]:
-    """The cases that train and those that validate, on the plan's grid; a machine's first process makes the files."""
-    training = setup.task.named(setup.splits.training(setup.experiment.fold, setup.experiment.fraction))
+    setup: Setup, run: RunFolder, machine: Machine, listener: Listener
+) -> tuple[Sequence[PreparedCase], Sequence[PreparedCase], str]:
+    """The cases that train and those that validate, on the plan's grid, and their files' hash.
+
+    A machine's first process makes the prepared files. Before that the cases are known to be those the run began with.
+    """
+    folder, fraction = machine.cache / "prepared", setup.experiment.fraction
+    training = setup.task.named(setup.splits.training(setup.experiment.fold, fraction))
     validation = setup.task.named(setup.splits.validation(setup.experiment.fold))
     with machine.processes.first_goes_first(each_machine=True):
+        data_sha256 = content_sha256([*training, *validation], folder)
+        refuse_other_data(run, data_sha256, fraction)
         everything = prepare(
             [*training, *validation],
             setup.plan,
-            machine.cache / "prepared",
+            folder,
             lambda cases: listener.track(list(cases), "Preparing"),
             machine.workers,
         )
-    return everything[: len(training)], everything[len(training) :]
+    return everything[: len(training)], everything[len(training) :], data_sha256
 
 
 def _built(experiment: Experiment, machine: Machine, listener: Listener, *, from_start: bool) -> Network:
@@ -183,7 +206,7 @@ def _built(experiment: Experiment, machine: Machine, listener: Listener, *, from
     return model
 
 
-def _batches(setup: _Setup, training: Sequence[PreparedCase], processes: Processes) -> BatchSource:
+def _batches(setup: Setup, training: Sequence[PreparedCase], processes: Processes) -> BatchSource:
     recipe, plan = setup.experiment.recipe, setup.plan
     return BatchSource(
         training,
@@ -197,8 +220,8 @@ def _batches(setup: _Setup, training: Sequence[PreparedCase], processes: Process
 
 
 def _lasting_minutes(
-    setup: _Setup, max_minutes: float, model: Network, batches: BatchSource, machine: Machine, listener: Listener
-) -> _Setup:
+    setup: Setup, max_minutes: float, model: Network, batches: BatchSource, machine: Machine, listener: Listener
+) -> Setup:
     """As many steps as fit, at the pace of some that are undone again."""
     recipe = setup.experiment.recipe
     pace = seconds_per_step(model, batches, recipe, machine.device, machine.processes)
@@ -208,7 +231,7 @@ def _lasting_minutes(
 
 
 def _trained(
-    setup: _Setup,
+    setup: Setup,
     model: Network,
     batches: BatchSource,
     validation: Sequence[PreparedCase],
@@ -235,11 +258,7 @@ def _trained(
         run,
         device=machine.device,
         left_out=model.left_out_of_files(),
-        notes={
-            "format": FORMAT_VERSION,
-            "block": identity.to_dict() if identity else None,
-            "cases": _digest([*batches.cases, *validation]),
-        },
+        notes={"format": FORMAT_VERSION, "block": identity.to_dict() if identity else None},
         validate=validate if validation else None,
         observe=lambda: _norms(watch),
         report=lambda entry: listener.training(entry, recipe.steps),
@@ -254,22 +273,17 @@ def _trained(
     return outcome
 
 
-def _digest(cases: Sequence[PreparedCase]) -> str:
-    """Of names and contents: data sets whose cases are merely called alike have another."""
-    return sha256("\n".join(f"{case.name} {case.content}" for case in cases).encode()).hexdigest()
-
-
 def _identity(model: Network) -> BlockIdentity | None:
     return model.block.identity if model.block is not None else None
 
 
-def _training_gb(setup: _Setup, processes: Processes) -> float:
+def _training_gb(setup: Setup, processes: Processes) -> float:
     """About how much each process's device needs to train."""
     recipe = replace(setup.experiment.recipe, batch_size=_share(setup.experiment.recipe, processes))
     return replace(setup.experiment, recipe=recipe).memory_gb(setup.plan.window)
 
 
-def _passing_gb(setup: _Setup, processes: Processes) -> float:
+def _passing_gb(setup: Setup, processes: Processes) -> float:
     """What validating and scoring may take: of a run planned for a memory no more than its training."""
     return MEMORY_GB if setup.plan.batch_size is None else min(MEMORY_GB, _training_gb(setup, processes))
 
@@ -287,109 +301,6 @@ def _share(recipe: Recipe, processes: Processes) -> int:
             mend=f"Set --recipe.batch_size to a multiple of {processes.count}, or start another number of processes.",
         )
     return share
-
-
-@dataclass(frozen=True)
-class _Setup:
-    """What must be known before anything is computed."""
-
-    experiment: Experiment
-    task: Task
-    splits: Splits
-    plan: Plan
-
-
-@dataclass(frozen=True)
-class _Memory:
-    """What is planned for: memory of each process's device, if any, and whether the recipe's batch stays."""
-
-    gb: float | None
-    processes: int
-    own_batch: bool
-
-
-def _planned(experiment: Experiment | None, run: RunFolder, splits: Splits | None, memory: _Memory) -> _Setup:
-    """A new run's: every case's headers are looked at, then the training part is planned."""
-    if run.config.exists():
-        unfinished = not run.finished
-        raise InputError(
-            f"{run.path} already holds {'an unfinished' if unfinished else 'a'} run",
-            mend="Go on with --resume, or name another folder." if unfinished else "Name another folder.",
-        )
-    if experiment is None:
-        raise InputError(f"{run.path} holds no run to go on with", mend="Leave out --resume.")
-    task = read_task(experiment.dataset)
-    refuse_unusable(task.cases)
-    names = [case.name for case in task.cases]
-    splits = splits or make_splits(names)
-    splits.verify(names)
-    _refuse_siblings_splits(run, splits)
-    training = task.named(splits.training(experiment.fold, experiment.fraction))
-    plan = make_plan(task, training, protocol=experiment.protocol, grid=experiment.grid)
-    if memory.gb is not None:
-        plan = experiment.within(memory.gb, plan, memory.processes, own_batch=memory.own_batch)
-    return _Setup(experiment.fitted_to(plan), task, splits, plan)
-
-
-def _refuse_siblings_splits(run: RunFolder, splits: Splits) -> None:
-    """Make sure that all folds of a folder are parts of one split: their ensemble is judged by what none trained on.
-
-    Raises:
-        InputError: Another fold beside this run has other splits.
-    """
-    if not run.path.name.startswith("fold_"):
-        return
-    for fold in RunFolder(run.path.parent).folds():
-        if fold.splits.exists() and read_splits(fold.splits).to_dict() != splits.to_dict():
-            raise InputError(
-                f"{fold.splits} holds other splits than {run.path.name} is to have",
-                mend="Give it that file by --splits, or name another folder.",
-            )
-
-
-def like_sibling(
-    sibling: RunFolder, asked: Experiment, named: Collection[str], memory_gb: float | None = None
-) -> Experiment:
-    """The experiment of a fold that is begun, for another that is not.
-
-    Args:
-        sibling: The fold that is begun.
-        asked: What was asked for, for the fold that is to begin.
-        named: Which of its settings must be the sibling's own (see :func:`refuse_other`).
-        memory_gb: What it is to be planned for.
-
-    Raises:
-        InputError: A setting that was named differs, the sibling is not understood, or one of the two alone is
-            planned for a memory.
-    """
-    sibling.refuse_other_version()
-    stored, plan = read_experiment(sibling.config).found_where(asked), read_plan(sibling.plan)
-    refuse_other(stored, asked, [name for name in named if name != "fold"], str(sibling.config))
-    if (plan.batch_size is None) != (memory_gb is None):
-        raise InputError(
-            f"{sibling.path} was planned {'for no' if plan.batch_size is None else 'for a'} certain memory",
-            mend="Leave out --memory-gb." if plan.batch_size is None else "Give the same --memory-gb again.",
-        )
-    return stored.of_fold(asked.fold, plan)
-
-
-def _stored(
-    run: RunFolder, machine: Machine, asked: Experiment | None, named: Collection[str] | None, splits: Splits | None
-) -> _Setup:
-    """An interrupted run's own; what is asked for must not contradict it, but for where its data lies."""
-    experiment, plan, stored = read_experiment(run.config), read_plan(run.plan), read_splits(run.splits)
-    if splits is not None and splits.to_dict() != stored.to_dict():
-        raise InputError(f"{run.splits} holds other splits than asked for", mend="Leave out --splits and --patient.")
-    if asked is not None:
-        experiment = experiment.found_where(asked)
-        if named is None:
-            fitted = asked.fitted_to(plan)
-            asked = replace(fitted, recipe=replace(fitted.recipe, steps=asked.recipe.steps or experiment.recipe.steps))
-            named = tuple(asdict(asked))
-        refuse_other(experiment, asked, named, str(run.config))
-    task = read_task(machine.dataset or experiment.dataset)
-    stored.verify([case.name for case in task.cases])
-    return _Setup(experiment, task, stored, plan)
 
 
 def _take_over(model: Network, folder: Path) -> str:
@@ -435,9 +346,7 @@ def _norms(watch: NormWatch | None) -> dict[str, Any]:
     return {"block_norms": asdict(norms)} if norms is not None else {}
 
 
-def _summary(
-    setup: _Setup, counts: dict[str, int], outcome: Outcome, model: Network, command: Sequence[str]
-) -> dict[str, Any]:
+def _summary(setup: Setup, counts: dict[str, int], outcome: Outcome, model: Network, command: str) -> dict[str, Any]:
     experiment, identity = setup.experiment, _identity(model)
     return {
         "format": FORMAT_VERSION,
@@ -456,5 +365,5 @@ def _summary(
         "classes": {str(value): name for value, name in setup.plan.classes.items()},
         "parameters": parameters(model),
         "stages": stages(model),
-        "command": shlex.join(command),
+        "command": command,
     }

@@ -39,8 +39,6 @@ from medvisionllama.processes import ALONE, Processes
 from medvisionllama.recipe import Recipe
 from medvisionllama.run_folder import FORMAT_VERSION, RunFolder, write_json
 
-# Of the notes, what a run that goes on must have as it had at its beginning.
-BEGUN_WITH = ("block", "cases")
 LOG_EVERY_STEPS = 10
 
 
@@ -131,7 +129,7 @@ def train(
         run: Where files go; seen by all processes.
         device: What trains.
         left_out: Names of ``state_dict`` that no file holds (the frozen block's).
-        notes: Written into ``model.safetensors`` (which block belongs to it, which cases it trained on).
+        notes: Written into ``model.safetensors`` (which block belongs to it).
         validate: Looks at whole volumes; the weights of the best mean Dice are kept.
         observe: What else a log entry says of the step just made.
         report: Told every log entry.
@@ -338,7 +336,10 @@ def _dropout_drawn_from(seed: int, step: int, device: torch.device) -> Iterator[
     """Seed the generators that dropout draws from for this step alone, and leave them as they were."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         number = (seed * 0x94D049BB133111EB + step * 0x9E3779B97F4A7C15 + 1) % 2**63
-        torch.default_generator.manual_seed(number)  # no generator but those that are restored
+        if device.type in ("cpu", "cuda"):  # no generator but those that are restored
+            torch.default_generator.manual_seed(number)
+        else:
+            torch.manual_seed(number)
         if device.type == "cuda":
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(number)
@@ -398,7 +399,7 @@ class _Files:
         tensors = _prefixed("model.", model_tensors(self.model, self.left_out)) | optimizer_tensors(self.optimizer)
         if self.average is not None:
             tensors |= _prefixed("average.", self.average.tensors)
-        notes = {"format": FORMAT_VERSION} | {name: self.notes.get(name) for name in BEGUN_WITH} | asdict(state)
+        notes = {"format": FORMAT_VERSION} | asdict(state)
         # The notes inside the tensors' own file are what is read again: two files could disagree after a crash.
         save_tensors(self.run.checkpoint, tensors, notes)
         write_json(self.run.checkpoint_state, notes)
@@ -408,7 +409,6 @@ class _Files:
         tensors, notes = load_tensors(self.run.checkpoint)
         if notes.pop("format", None) != FORMAT_VERSION:
             raise InputError(f"{self.run.checkpoint} is of another version", mend="Train again without --resume.")
-        self._refuse_other_beginning({name: notes.pop(name, None) for name in BEGUN_WITH})
         put_model_tensors(self.model, _under("model.", tensors), self.left_out)
         put_optimizer_tensors(self.optimizer, {n: t for n, t in tensors.items() if n.startswith("optimizer.")})
         if self.average is not None:
@@ -421,22 +421,6 @@ class _Files:
                 got=str(error),
                 mend="Go on with the version of medvisionllama that wrote it, or train again in another folder.",
             ) from error
-
-    def _refuse_other_beginning(self, begun: Mapping[str, Any]) -> None:
-        """Make sure that block and cases are those of the sittings before, as far as the checkpoint knows."""
-        block, own = (begun["block"] or {}).get("sha256"), (self.notes.get("block") or {}).get("sha256")
-        if block is not None and block != own:
-            raise InputError(
-                f"the language block is not the one that {self.run.path} began with",
-                got=f"sha256 {own}",
-                expected=block,
-                mend="Name the folder it lies in now by --block.",
-            )
-        if begun["cases"] is not None and begun["cases"] != self.notes.get("cases"):
-            raise InputError(
-                f"the cases have the names, but not the voxels, of those that {self.run.path} began with",
-                mend="Name the data set it began with, or train in another folder.",
-            )
 
 
 def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -92,7 +92,8 @@ def _train_folds(options: argparse.Namespace, machine: Machine) -> dict[str, dic
     from medvisionllama.config import make_experiment
     from medvisionllama.data.decathlon import read_task
     from medvisionllama.data.splits import make_splits, read_splits
-    from medvisionllama.run import like_sibling, train_run
+    from medvisionllama.run import train_run
+    from medvisionllama.run_setup import like_sibling
 
     if options.splits and options.patient is not None:
         raise InputError("splits are either read or drawn", got="--splits with --patient")

@@ -53,7 +53,6 @@ class PreparedCase:
         label: ``(I,J,K)`` uint8 of class numbers (``Plan.number_of``), and ``IGNORED``.
         places: ``(n,4)``: class number and voxel of some foreground voxels, up to an equal share for each class.
         spacing_mm: Of its voxels along I, J, K.
-        content: A hash of what it was prepared from and how; empty where nothing was prepared.
     """
 
     name: str
@@ -61,7 +60,6 @@ class PreparedCase:
     label: Array | StoredArray
     places: Array
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    content: str = ""
 
 
 Progress = Callable[[Iterable[Case]], Iterable[Case]]
@@ -102,6 +100,22 @@ def prepare(
             elif case.name in waiting:
                 _do(waiting[case.name])
     return [_open(job) for job in jobs]
+
+
+def content_sha256(cases: Sequence[Case], folder: Path) -> str:
+    """A hash of the names and files of cases, whatever their order and wherever they lie.
+
+    Args:
+        cases: Any.
+        folder: That of the prepared files, where files' hashes are remembered.
+
+    Raises:
+        InputError: A file cannot be read.
+    """
+    known = KnownContent.read(folder / "content.json")
+    content = sorted([case.name, *(known.sha256(path) for path in case.files)] for case in cases)
+    known.write()
+    return sha256(to_json(content).encode()).hexdigest()
 
 
 def refuse_unusable(cases: Iterable[Case]) -> None:
@@ -203,7 +217,7 @@ def _open(job: _Job) -> PreparedCase:
         raise InputError(f"the prepared case {job.case.name} cannot be read", got=str(error)) from error
     i, j, k = label.shape
     grid = ras_grid(read_grid(job.case.image)[0]).with_shape((i, j, k))
-    return PreparedCase(job.case.name, image, label, places, grid.spacing_mm, job.key)
+    return PreparedCase(job.case.name, image, label, places, grid.spacing_mm)
 
 
 @dataclass(frozen=True)
