@@ -149,7 +149,7 @@ def _stands(run: RunFolder) -> list[int | None]:
     for path in (run.config, run.checkpoint, run.summary):
         try:
             found.append(path.stat().st_mtime_ns)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             found.append(None)
     return found
 
