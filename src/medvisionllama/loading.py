@@ -8,7 +8,7 @@ from pathlib import Path
 
 from medvisionllama.checkpoint import load_tensors, put_model_tensors
 from medvisionllama.cleanup import labels_to_clean
-from medvisionllama.config import Experiment, read_experiment
+from medvisionllama.config import read_experiment
 from medvisionllama.data.plan import read_plan
 from medvisionllama.errors import InputError
 from medvisionllama.language.block import BlockIdentity, verify
@@ -40,15 +40,6 @@ class Inference:
 
 
 PLAIN = Inference()
-
-
-def told_where(machine: Machine, experiment: Experiment) -> Machine:
-    """The machine, told where this experiment has its data set and, if that is a folder, its language block.
-
-    A run's own ``config.yaml`` may name places of another machine, or of before a move.
-    """
-    block = machine.block_source or experiment.folder_of_block
-    return replace(machine, dataset=machine.dataset or experiment.dataset, block_source=block)
 
 
 def load_member(folder: Path, machine: Machine) -> Member:

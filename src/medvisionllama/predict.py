@@ -39,8 +39,8 @@ from medvisionllama.sliding_window import Network, Sweep, mirrored
 Keep = Callable[[Place, Array], None]
 
 MEMORY_GB = 4.0
-LOOK_OR_TRAIN = "Look at the image; if it is like the others, the weights are damaged: train again."
 MOST_WINDOWS_AT_ONCE = 4
+_LOOK_OR_TRAIN = "Look at the image; if it is like the others, the weights are damaged: train again."
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Segmenter:
                 pass by the disk.
         """
         fine = self._fine(image, name, ras_grid(image.grid).shape)
-        with _numbers_for(name, LOOK_OR_TRAIN):
+        with _numbers_for(name, _LOOK_OR_TRAIN):
             if keep is None:
                 labels = label_values(choices_on(fine, self.plan.out_channels), self.plan)
             else:
@@ -129,7 +129,7 @@ class Segmenter:
 
     def label_map_on_model_grid(self, image: Volume, name: str = "the image") -> Array:
         """``(I,J,K)`` on the model's grid: the paper protocol, where members share it, scores it too."""
-        with _numbers_for(name, LOOK_OR_TRAIN):
+        with _numbers_for(name, _LOOK_OR_TRAIN):
             chosen = choices_on(self._fine(image, name, None), self.plan.out_channels)
         return keep_largest(label_values(chosen, self.plan), self.clean)
 

@@ -23,7 +23,7 @@ from medvisionllama.language.block import BlockIdentity, verify
 from medvisionllama.language.fetch import fetch_block
 from medvisionllama.language.norms import NormWatch
 from medvisionllama.listener import Listener, Silent
-from medvisionllama.loading import Inference, told_where
+from medvisionllama.loading import Inference
 from medvisionllama.machine import Machine
 from medvisionllama.models.medvisionllama import ModelConfig
 from medvisionllama.models.network import Network, build_network
@@ -101,7 +101,6 @@ def train_run(
         memory = Memory(memory_gb, processes.count, own_batch="recipe.batch_size" in (named or ()))
         setup = planned(experiment, run, splits, memory)
     going_on = setup.begun and run.checkpoint.exists()  # killed before the first one, a run begins again
-    machine = told_where(machine, setup.experiment)
     first = processes.rank == 0
     if first:
         refuse_unwritable(run.path)

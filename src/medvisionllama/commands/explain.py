@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medvisionllama.commands import DONE
-from medvisionllama.commands.options import add_command, add_machine, machine_of
+from medvisionllama.commands.options import add_command, add_machine, add_places, machine_of_run
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -18,19 +18,14 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stages", nargs="+", metavar="STAGE", help="such as encoder, 'mapper in', block, decoder, attention"
     )
-    parser.add_argument("--dataset", type=Path, metavar="FOLDER", help="where the run's data set lies now, if moved")
-    parser.add_argument("--block", metavar="FOLDER", help="where the run's language block lies now, if moved")
+    add_places(parser)
     add_machine(parser)
     parser.set_defaults(run=_explain)
 
 
 def _explain(options: argparse.Namespace) -> int:
-    from dataclasses import replace
-
     from medvisionllama.explain import explain_run
 
-    moved = str(options.dataset) if options.dataset else None
-    machine = replace(machine_of(options), block_source=options.block, dataset=moved)
-    for path in explain_run(options.folder, options.cases, machine, options.stages):
+    for path in explain_run(options.folder, options.cases, machine_of_run(options), options.stages):
         print(path)
     return DONE

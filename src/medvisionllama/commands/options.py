@@ -30,6 +30,12 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offline", action="store_true", help="never ask a hub")
 
 
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """Options of where a trained run's things lie now."""
+    parser.add_argument("--block", help="where the run's language block lies now, if its folder was moved")
+    parser.add_argument("--dataset", type=Path, help="where the run's data set lies now, if its folder was moved")
+
+
 def add_memory(parser: argparse.ArgumentParser) -> None:
     """The option for which window and batch are planned."""
     parser.add_argument(
@@ -82,6 +88,14 @@ def machine_of(options: argparse.Namespace) -> Machine:
         torch.set_num_threads(options.threads)
     cache = options.cache or default_cache()
     return Machine(choose_device(options.device), cache, options.cache, options.offline)
+
+
+def machine_of_run(options: argparse.Namespace) -> Machine:
+    """The same for a trained run, whose things lie where the options of :func:`add_places` say."""
+    from dataclasses import replace
+
+    moved = str(options.dataset) if options.dataset else None
+    return replace(machine_of(options), block_source=options.block, dataset=moved)
 
 
 def teller_of(title: str = "") -> Teller:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medvisionllama.commands import DONE
-from medvisionllama.commands.options import above_zero, add_command, add_machine, machine_of, teller_of
+from medvisionllama.commands.options import above_zero, add_command, add_machine, add_places, machine_of_run, teller_of
 from medvisionllama.commands.printing import tell_scores
 from medvisionllama.errors import InputError
 
@@ -45,23 +45,19 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--probabilities", action="store_true", help="write the probabilities of all classes too, in the input's grid"
     )
-    parser.add_argument("--block", help="where the run's language block lies now, if its folder was moved")
-    parser.add_argument("--dataset", type=Path, help="where the run's data set lies now, if its folder was moved")
+    add_places(parser)
     parser.add_argument("--json", action="store_true")
     add_machine(parser)
     parser.set_defaults(run=_predict)
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from dataclasses import replace
-
     from medvisionllama.loading import Inference
     from medvisionllama.run_folder import RunFolder, to_json
     from medvisionllama.score_part import predict_part
     from medvisionllama.segment import predict_files
 
-    moved = str(options.dataset) if options.dataset else None
-    machine = replace(machine_of(options), block_source=options.block, dataset=moved)
+    machine = machine_of_run(options)
     inference = Inference(options.memory_gb, options.mirror, not options.no_cleanup, options.probabilities)
     if options.part:
         if options.out or options.dicom_seg:

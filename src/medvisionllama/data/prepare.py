@@ -214,7 +214,9 @@ def _open(job: _Job) -> PreparedCase:
             mend=f"Delete {paths['image'].parent}; it is made anew.",
         ) from error
     except OSError as error:
-        raise InputError(f"the prepared case {job.case.name} cannot be read", got=str(error)) from error
+        raise InputError(
+            f"the prepared case {job.case.name} cannot be read", got=str(error), mend="Name another folder by --cache."
+        ) from error
     i, j, k = label.shape
     grid = ras_grid(read_grid(job.case.image)[0]).with_shape((i, j, k))
     return PreparedCase(job.case.name, image, label, places, grid.spacing_mm)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,7 @@ from medvisionllama.experiments.rows import collect, read_rows, row_path, write_
 from medvisionllama.experiments.source import state_of_source
 from medvisionllama.held import held
 from medvisionllama.listener import Listener, Silent
-from medvisionllama.loading import load_member, told_where
+from medvisionllama.loading import load_member
 from medvisionllama.machine import Machine, choose_device, default_cache
 from medvisionllama.run import train_run
 from medvisionllama.run_folder import RunFolder, read_json, write_text
@@ -140,7 +140,8 @@ def measure(cell: Cell, work: Work, worker: int = 0, listener: Listener | None =
         run = RunFolder(work.runs / cell.name)
         splits = work.splits[cell.splits]
         experiment = cell.experiment(work.datasets[cell.task])
-        machine = told_where(machine_of(work, worker), experiment)
+        # A cell that another began, on a machine that mounts the folders elsewhere, has places of that one.
+        machine = replace(machine_of(work, worker), dataset=experiment.dataset, block_source=experiment.folder_of_block)
         train_run(
             experiment,
             run.path,
