@@ -23,7 +23,7 @@ from medvisionllama.data.preprocess import to_model_grid
 from medvisionllama.data.way_back import (
     FineSweep,
     NoNumberError,
-    Place,
+    Tile,
     back_to_input_grid,
     choices_on,
     decide,
@@ -36,7 +36,7 @@ from medvisionllama.largest_component import keep_largest
 from medvisionllama.losses import LossName, LossOfPieces
 from medvisionllama.sliding_window import Network, Sweep, mirrored
 
-Keep = Callable[[Place, Array], None]
+Keep = Callable[[Tile, Array], None]
 
 MEMORY_GB = 4.0
 MOST_WINDOWS_AT_ONCE = 4
@@ -122,9 +122,9 @@ class Segmenter:
             else:
                 values = label_values(np.zeros(1, dtype=np.uint8), self.plan)
                 labels = np.zeros(ras_grid(image.grid).shape, dtype=values.dtype)
-                for place, probability in probabilities_on(fine, self.plan.out_channels):
-                    labels[place] = decide(probability, self.plan)
-                    keep(place, probability)
+                for tile, probability in probabilities_on(fine, self.plan.out_channels):
+                    labels[tile] = decide(probability, self.plan)
+                    keep(tile, probability)
         return back_to_input_grid(keep_largest(labels, self.clean), image.grid)
 
     def label_map_on_model_grid(self, image: Volume, name: str = "the image") -> Array:
@@ -279,6 +279,6 @@ def _pairs(found_IJK: Array, label_IJK: Array, ignored: int | None) -> NDArray[n
     return pairs
 
 
-def _add_piece(loss: LossOfPieces, sweep: Sweep, label: Array, place: Place) -> None:
-    logits = sweep.logits(place)
-    loss.add(logits, torch.from_numpy(np.array(label[place])).to(logits.device))
+def _add_piece(loss: LossOfPieces, sweep: Sweep, label: Array, tile: Tile) -> None:
+    logits = sweep.logits(tile)
+    loss.add(logits, torch.from_numpy(np.array(label[tile])).to(logits.device))

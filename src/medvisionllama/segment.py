@@ -19,7 +19,7 @@ from medvisionllama.data.nifti import (
     read_volume,
     write_label_map,
 )
-from medvisionllama.data.way_back import Place
+from medvisionllama.data.way_back import Tile
 from medvisionllama.errors import InputError
 from medvisionllama.geometry import Array, Volume, seen_in_ras_order
 from medvisionllama.listener import Listener, Silent
@@ -146,8 +146,8 @@ def segmented(
     with probability_file(path, image.grid, len(names), segmenter.room.scratch, like=source) as stored:
         seen = seen_in_ras_order(stored, image.grid)
 
-        def keep(place: Place, probability: Array) -> None:
-            seen[(slice(None), *place)] = np.rint(probability * MOST_PROBABLE)
+        def keep(tile: Tile, probability: Array) -> None:
+            seen[(slice(None), *tile)] = np.rint(probability * MOST_PROBABLE)
 
         label_map = segmenter.segment(image, str(source), keep)
     write_json(folder / "channels.json", names)

@@ -23,7 +23,7 @@ from medvisionllama.experiments.pretraining import (
     study_cells,
     study_network,
 )
-from medvisionllama.experiments.pretraining_contrasts import Line, by_place, lines_of
+from medvisionllama.experiments.pretraining_contrasts import Contrast, by_place, lines_of
 from medvisionllama.experiments.pretraining_page import write_page
 from medvisionllama.models.zoo import named
 from tests.experiments.row_maker import make_row, scores
@@ -243,7 +243,7 @@ def test_a_difference_is_detectable_from_where_it_would_be_detected(tmp_path: Pa
         TASK, networks=["medvisionllama-u"], middles=["shuffled", "pretrained"], seeds=(0, 1, 2), fractions=(1.0,)
     )
 
-    def line(gain: float) -> Line:
+    def line(gain: float) -> Contrast:
         rows = [
             make_row(
                 cell,

@@ -13,7 +13,7 @@ from medvisionllama.language.block import BlockConfig
 from medvisionllama.models.medvisionllama import MedVisionLlama, ModelConfig, build
 from medvisionllama.models.middle import LoraLinear, MiddleConfig
 from medvisionllama.models.vit import PositionEmbedding
-from medvisionllama.models.zoo import MODELS, ROWS, Row, named, with_block
+from medvisionllama.models.zoo import MODELS, PAPER_ROWS, PaperRow, named, with_block
 
 LLAMA = "llama-3.1-8b"
 TINY = {"input_size": (16, 24, 16), "depth": 2}
@@ -283,14 +283,14 @@ def test_an_input_is_padded_to_whole_patches_and_cut_back(
     torch.testing.assert_close(logits, model(padded)[:, :, : size[0], : size[1], : size[2]])
 
 
-@pytest.mark.parametrize("row", ROWS["v1", "B2"].values())
-def test_the_papers_input_sizes_have_whole_grids_of_tokens(row: Row) -> None:
+@pytest.mark.parametrize("row", PAPER_ROWS["v1", "B2"].values())
+def test_the_papers_input_sizes_have_whole_grids_of_tokens(row: PaperRow) -> None:
     expected = {(64, 64, 40): (8, 8, 5), (128, 128, 80): (16, 16, 10), (240, 240, 156): (30, 30, 20)}
     assert row.config.token_grid == expected[row.input_size]
 
 
 def test_the_papers_largest_input_gets_logits_of_its_own_size() -> None:
-    model = on_meta(ROWS["v1", "B2"]["ViT + Llama, 240x240x156"].config)
+    model = on_meta(PAPER_ROWS["v1", "B2"]["ViT + Llama, 240x240x156"].config)
     assert model(torch.empty(1, 1, 240, 240, 156, device="meta")).shape == (1, 1, 240, 240, 156)
 
 

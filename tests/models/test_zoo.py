@@ -8,10 +8,10 @@ import pytest
 
 from medvisionllama.experiments.tables import PUBLISHED
 from medvisionllama.models.medvisionllama import ModelConfig, build
-from medvisionllama.models.zoo import DESCRIPTIONS, LLAMA, MODELS, PEERS, ROWS, Row, named, with_block
+from medvisionllama.models.zoo import DESCRIPTIONS, LLAMA, MODELS, PAPER_ROWS, PEERS, PaperRow, named, with_block
 
 PEERS_OF_THE_PAPERS = {"UNet++", "UNETR", "nnU-Net", "MissFormer", "TransUNet", "Swin-UNet"}
-ALL_ROWS = [(place, label, row) for place, rows in ROWS.items() for label, row in rows.items()]
+ALL_ROWS = [(place, label, row) for place, rows in PAPER_ROWS.items() for label, row in rows.items()]
 
 
 @cache
@@ -33,7 +33,7 @@ def test_every_row_of_every_table_is_a_network_of_ours_or_a_peer() -> None:
 
 
 @pytest.mark.parametrize(("place", "label", "row"), ALL_ROWS, ids=[f"{v}-{t}-{label}" for (v, t), label, _ in ALL_ROWS])
-def test_every_row_builds(place: tuple[str, str], label: str, row: Row) -> None:
+def test_every_row_builds(place: tuple[str, str], label: str, row: PaperRow) -> None:
     trained, total = counts(row.config)
     assert (total > trained) == (row.config.middle.kind == "language")
 
@@ -74,7 +74,7 @@ def test_v1_sizes() -> None:
 
 def test_hybrid_strategies_order_as_far_as_the_paper_says() -> None:
     """v1 A1: the interleaved strategy has the most parameters; its other two differ, ours have the same parts."""
-    sequential, parallel, interleaved = (row.config for row in ROWS["v1", "A1"].values())
+    sequential, parallel, interleaved = (row.config for row in PAPER_ROWS["v1", "A1"].values())
     assert counts(sequential) == counts(parallel)
     assert counts(interleaved)[1] > counts(sequential)[1]
 

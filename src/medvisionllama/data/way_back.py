@@ -18,7 +18,7 @@ from medvisionllama.data.plan import Plan
 from medvisionllama.geometry import Array, Grid, Shape, Volume, onto_axes_of, ras_grid, resize
 from medvisionllama.sliding_window import Sweep
 
-Place = tuple[slice, slice, slice]
+Tile = tuple[slice, slice, slice]
 
 # Voxels times channels of a tile on the input's grid: few enough to stay near a core, many enough that calls cost
 # little and tiles overlap little. A GPU's calls cost more.
@@ -105,22 +105,22 @@ class FineSweep:
         """Sweep on; planes of the other grid before ``done`` will not be asked for again."""
         self.sweep.advance(int(self._taps[self.sweep.axis].below[done]))
 
-    def coarse(self, place: Place) -> Tensor:
-        """``(C,...)`` probabilities at the voxels of the model's grid that a place of the other grid lies between."""
+    def coarse(self, tile: Tile) -> Tensor:
+        """``(C,...)`` probabilities at the voxels of the model's grid that a tile of the other grid lies between."""
         i, j, k = (
             slice(int(taps.below[part][0]), int(taps.above[part][-1]) + 1)
-            for taps, part in zip(self._taps, place, strict=True)
+            for taps, part in zip(self._taps, tile, strict=True)
         )
         logits = self.sweep.logits((i, j, k))
         return logits.sigmoid_() if self.numbers else logits.softmax(0)
 
-    def stretch(self, coarse: Tensor, place: Place) -> Tensor:
-        """What :meth:`coarse` gave, or some of its channels, stretched linearly onto a place of the other grid."""
+    def stretch(self, coarse: Tensor, tile: Tile) -> Tensor:
+        """What :meth:`coarse` gave, or some of its channels, stretched linearly onto a tile of the other grid."""
         # Shortest first: the axis that grows most comes last.
         growth = [self.shape[axis] / self.sweep.shape[axis] for axis in range(3)]
         for axis in sorted(range(3), key=lambda a: growth[a]):
             if growth[axis] != 1:
-                coarse = self._stretch_axis(coarse, axis, place[axis])
+                coarse = self._stretch_axis(coarse, axis, tile[axis])
         return coarse
 
     def _stretch_axis(self, coarse: Tensor, axis: int, part: slice) -> Tensor:
@@ -134,9 +134,7 @@ class FineSweep:
         return torch.lerp(coarse.index_select(1 + axis, below), coarse.index_select(1 + axis, above), share)
 
 
-def choices_on(
-    members: Sequence[FineSweep], channels: int, look: Callable[[Place], None] = lambda place: None
-) -> Array:
+def choices_on(members: Sequence[FineSweep], channels: int, look: Callable[[Tile], None] = lambda tile: None) -> Array:
     """``(I,J,K)`` uint8: the class numbers that the mean of the members' probabilities chooses, tile by tile.
 
     To rounding what :func:`decide` says of all probabilities at once.
@@ -144,31 +142,31 @@ def choices_on(
     Args:
         members: Sweeps along one axis, looked at on one grid.
         channels: ``C``.
-        look: Told each tile's place while the sweeps can be looked up there.
+        look: Told each tile while the sweeps can be looked up there.
 
     Raises:
         NoNumberError: A network answers NaN.
     """
     chosen = np.zeros(members[0].shape, dtype=np.uint8)
-    for place in tiles(members, channels):
-        look(place)
-        chosen[place] = _choice(members, [m.coarse(place) for m in members], place)
+    for tile in tiles(members, channels):
+        look(tile)
+        chosen[tile] = _choice(members, [m.coarse(tile) for m in members], tile)
     return chosen
 
 
-def probabilities_on(members: Sequence[FineSweep], channels: int) -> Iterator[tuple[Place, Array]]:
-    """The mean of the members' probabilities, tile by tile: a place and what belongs there, ``(C,...)`` float32.
+def probabilities_on(members: Sequence[FineSweep], channels: int) -> Iterator[tuple[Tile, Array]]:
+    """The mean of the members' probabilities, tile by tile: the tile and what belongs there, ``(C,...)`` float32.
 
     Raises:
         NoNumberError: A network answers NaN.
     """
-    for place in tiles(members, channels):
-        mean = _mean([m.stretch(m.coarse(place), place) for m in members])
+    for tile in tiles(members, channels):
+        mean = _mean([m.stretch(m.coarse(tile), tile) for m in members])
         _refuse_nan(mean)
-        yield place, mean.cpu().numpy()
+        yield tile, mean.cpu().numpy()
 
 
-def tiles(members: Sequence[FineSweep], channels: int) -> Iterator[Place]:
+def tiles(members: Sequence[FineSweep], channels: int) -> Iterator[Tile]:
     """Places that fill the grid; the members' sweeps are advanced so that each can be looked up when it is given."""
     shape, axis = members[0].shape, members[0].sweep.axis
     edge = SMALLEST_TILE_EDGE
@@ -192,16 +190,16 @@ def _parts(begin: int, end: int, edge: int) -> list[slice]:
     return [slice(a, b) for a, b in itertools.pairwise(cuts)]
 
 
-def _choice(members: Sequence[FineSweep], coarse: Sequence[Tensor], place: Place) -> Array:
+def _choice(members: Sequence[FineSweep], coarse: Sequence[Tensor], tile: Tile) -> Array:
     """What is chosen in one tile. Only channels that could be, anywhere in it, are stretched."""
     # Between voxels no channel is above its largest or below its smallest neighbour.
     ends = [torch.aminmax(c.flatten(1), dim=1) for c in coarse]
     low, high = _mean([end.min for end in ends]), _mean([end.max for end in ends])
     _refuse_nan(high)
     if numbers := members[0].numbers:
-        chosen = torch.zeros([part.stop - part.start for part in place], dtype=torch.uint8, device=high.device)
+        chosen = torch.zeros([part.stop - part.start for part in tile], dtype=torch.uint8, device=high.device)
         for channel in (high > 0.5).nonzero()[:, 0].tolist():  # in order: later ones over earlier ones
-            fine = _mean([m.stretch(c[[channel]], place) for m, c in zip(members, coarse, strict=True)])
+            fine = _mean([m.stretch(c[[channel]], tile) for m, c in zip(members, coarse, strict=True)])
             chosen[fine[0] > 0.5] = numbers[channel]
         return chosen.cpu().numpy()
     # Probabilities add up to 1: the winner has at least the mean of them, and at least the largest that is sure.
@@ -209,7 +207,7 @@ def _choice(members: Sequence[FineSweep], coarse: Sequence[Tensor], place: Place
     able = (high >= needed).nonzero()[:, 0]
     if len(able) == 1:
         return able.to(torch.uint8).cpu().numpy()
-    fine = _mean([m.stretch(c[able], place) for m, c in zip(members, coarse, strict=True)])
+    fine = _mean([m.stretch(c[able], tile) for m, c in zip(members, coarse, strict=True)])
     best, chosen = fine[0], torch.zeros(fine.shape[1:], dtype=torch.uint8, device=fine.device)
     for number in range(1, len(fine)):  # faster than argmax; a tie goes to the first
         chosen.masked_fill_(fine[number] > best, number)

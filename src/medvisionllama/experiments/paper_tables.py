@@ -18,7 +18,7 @@ from medvisionllama.experiments.cells import Cell
 from medvisionllama.experiments.tables import Version
 from medvisionllama.models.medvisionllama import ModelConfig
 from medvisionllama.models.network import NetworkConfig, build_network
-from medvisionllama.models.zoo import LLAMA, PEERS, ROWS, Row, network_named, with_block
+from medvisionllama.models.zoo import LLAMA, PAPER_ROWS, PEERS, PaperRow, network_named, with_block
 
 PAPER_GRID = 128
 _OVERLAP = ("dice", "jaccard", "accuracy", "precision", "recall", "hd95_mm")
@@ -75,12 +75,12 @@ class PaperTable:
         return self.figure or f"{self.version}-{'T' if self.number.isdecimal() else ''}{self.number}"
 
     @property
-    def rows(self) -> Mapping[str, Row]:
+    def rows(self) -> Mapping[str, PaperRow]:
         """Printed names to networks; the rivals of v2 Table 3 as far as they are there."""
-        own = ROWS.get((self.version, self.rows_of or self.number), {})
+        own = PAPER_ROWS.get((self.version, self.rows_of or self.number), {})
         if (self.version, self.number) != ("v2", "3"):
             return own
-        rivals = {printed: Row(name) for printed, name in RIVALS.items() if name in PEERS}
+        rivals = {printed: PaperRow(name) for printed, name in RIVALS.items() if name in PEERS}
         return rivals | own
 
     @property
@@ -211,7 +211,7 @@ def table_cells(table: PaperTable, tasks: Sequence[tuple[str, str]], budget: Bud
     return tuple(cells)
 
 
-def network_of(row: Row, blocks: Mapping[str, str]) -> tuple[NetworkConfig, str]:
+def network_of(row: PaperRow, blocks: Mapping[str, str]) -> tuple[NetworkConfig, str]:
     """A row's network around the block that stands in for its own, and what tables call that block."""
     config = network_named(_model_of(row, blocks))
     if row.name == "vit-depth" and isinstance(config, ModelConfig):
@@ -229,7 +229,7 @@ def block_label(source: str) -> str:
     return Path(source).resolve().name if Path(source).is_dir() else source.replace("/", "~")
 
 
-def _model_of(row: Row, blocks: Mapping[str, str]) -> str:
+def _model_of(row: PaperRow, blocks: Mapping[str, str]) -> str:
     """Its name in the zoo, which has ViT-Depth at two sizes."""
     return "vit-depth-minilm" if row.name == "vit-depth" and _standing_in(blocks) == "minilm-l6" else row.name
 
@@ -247,7 +247,7 @@ def _as_large_as(source: str, config: ModelConfig) -> ModelConfig:
     """
     if source in (LLAMA, "minilm-l6"):
         return config
-    ours, _ = network_of(Row("medvisionllama", LLAMA), {LLAMA: source})
+    ours, _ = network_of(PaperRow("medvisionllama", LLAMA), {LLAMA: source})
     wanted = _parameters(ours)
     shapes = ((depth, width) for depth in range(16, 33) for width in range(64, 2049, 8))
     depth, width = min(shapes, key=lambda shape: abs(_vit_parameters(config, *shape) - wanted))
@@ -267,7 +267,7 @@ def _vit_parameters(config: ModelConfig, depth: int, width: int) -> int:
     return depth * block + patches + (width + 1) * config.out_channels * voxels
 
 
-def _grid_of(table: PaperTable, row: Row, grid: int) -> int:
+def _grid_of(table: PaperTable, row: PaperRow, grid: int) -> int:
     """The model's grid is a cube: where the paper varies the size, its first edge, scaled as ``grid`` is to 128."""
     if table.number != "B2":
         return grid

@@ -41,7 +41,7 @@ Pair = tuple[Place, str]  # the place of the second middle, and the first middle
 
 
 @dataclass(frozen=True)
-class Line:
+class Contrast:
     """One line of the table of effects.
 
     Attributes:
@@ -93,7 +93,7 @@ def by_place(rows: Collection[Row]) -> dict[Place, dict[int, Row]]:
     return dict(found)
 
 
-def lines_of(measured: Measured, part: str, metric: str, scope: Scope | None = None) -> list[Line]:
+def lines_of(measured: Measured, part: str, metric: str, scope: Scope | None = None) -> list[Contrast]:
     """Every contrast that two middles with a shared seed allow, family by family.
 
     Args:
@@ -123,14 +123,14 @@ def _is_declared(pair: Pair, scope: Scope) -> bool:
     return scope.declared is None or {place, place.with_middle(first)} <= set(scope.declared)
 
 
-def _raw_line(measured: Measured, pair: Pair, part: str, metric: str, declared: bool) -> Line | None:
+def _raw_line(measured: Measured, pair: Pair, part: str, metric: str, declared: bool) -> Contrast | None:
     place, first = pair
     before, after = (_by_case(measured[one], part, metric) for one in (place.with_middle(first), place))
     effect = effect_of(before, after)
-    return None if effect is None else Line(place, first, part, metric, effect, declared)
+    return None if effect is None else Contrast(place, first, part, metric, effect, declared)
 
 
-def _corrected(lines: Sequence[Line], missing: int) -> list[Line]:
+def _corrected(lines: Sequence[Contrast], missing: int) -> list[Contrast]:
     """With Holm's p, and what a difference would have to be to be the first that is detected."""
     p_values = [line.effect.both.p for line in lines]
     adjusted = holm([*(1.0 if math.isnan(p) else p for p in p_values), *[1.0] * missing])
@@ -164,7 +164,7 @@ def _by_case(rows: Mapping[int, Row], part: str, metric: str) -> dict[int, dict[
     return {seed: row.parts[part].by_case(metric) for seed, row in rows.items() if part in row.parts}
 
 
-def to_csv(lines: Sequence[Line]) -> list[tuple[str, ...]]:
+def to_csv(lines: Sequence[Contrast]) -> list[tuple[str, ...]]:
     """Every line as plain numbers; ``low``, ``high``, ``p`` and ``degrees`` are of the interval that decides."""
     head = (
         "task", "block", "network", "lora", "fraction", "steps", "splits", "body", "stage", "first", "second", "family",

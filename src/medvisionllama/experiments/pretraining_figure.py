@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from medvisionllama.experiments.pretraining import PLANNED_TASK, RECIPE
-from medvisionllama.experiments.pretraining_contrasts import Line
+from medvisionllama.experiments.pretraining_contrasts import Contrast
 from medvisionllama.reports.drawing import INK_SOFT, run_colour, styled
 from medvisionllama.reports.wording import MINUS
 
@@ -18,7 +18,7 @@ _ROW_INCHES = 0.44
 
 
 @styled
-def draw_effects(lines: Sequence[Line]) -> Figure:
+def draw_effects(lines: Sequence[Contrast]) -> Figure:
     """One panel a share of the data, one row a contrast and block, one colour a network.
 
     The declared contrasts stand above the exploratory ones. A filled diamond was detected, an empty one was not.
@@ -47,7 +47,7 @@ def draw_effects(lines: Sequence[Line]) -> Figure:
     return figure
 
 
-def _draw_line(axes: Axes, line: Line, at: float, colour: str) -> None:
+def _draw_line(axes: Axes, line: Contrast, at: float, colour: str) -> None:
     effect = line.effect
     if not math.isnan(effect.both.low):
         axes.plot([100 * effect.both.low, 100 * effect.both.high], [at, at], color=colour, lw=5, alpha=0.3)
@@ -58,7 +58,7 @@ def _draw_line(axes: Axes, line: Line, at: float, colour: str) -> None:
     axes.plot(100 * effect.difference, at, "D", color=colour, markerfacecolor=face, markersize=4.5)
 
 
-def _kind(line: Line) -> str:
+def _kind(line: Contrast) -> str:
     """Two short lines: what is compared, and around which block."""
     about = [line.place.block] if line.place.block else []
     about += ["LoRA off"] if line.place.lora == "none" else []

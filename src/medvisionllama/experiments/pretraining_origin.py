@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 from medvisionllama.experiments.pretraining import LORAS, MIDDLES, Place, Scope, gaps_of, told_apart
-from medvisionllama.experiments.pretraining_contrasts import Line, Measured
+from medvisionllama.experiments.pretraining_contrasts import Contrast, Measured
 from medvisionllama.experiments.pretraining_wording import counted, data_of, network_of
 from medvisionllama.experiments.retold import GATED
 from medvisionllama.experiments.rows import Row
@@ -103,7 +103,7 @@ def provenance(rows: Sequence[Row]) -> str:
     )
 
 
-def unlike_pairs(measured: Measured, lines: Sequence[Line]) -> str:
+def unlike_pairs(measured: Measured, lines: Sequence[Contrast]) -> str:
     """Whether differences are of the middles alone: other programs and machines round otherwise."""
     pairs = [
         (measured[line.place.with_middle(line.first)][seed], measured[line.place][seed])

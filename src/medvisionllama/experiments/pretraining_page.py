@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from medvisionllama.experiments.pretraining import NAME, Scope, gaps_of, told_apart
-from medvisionllama.experiments.pretraining_contrasts import CONTRASTS, Line, Measured, by_place, lines_of, to_csv
+from medvisionllama.experiments.pretraining_contrasts import CONTRASTS, Contrast, Measured, by_place, lines_of, to_csv
 from medvisionllama.experiments.pretraining_figure import draw_effects
 from medvisionllama.experiments.pretraining_norms import READING as READING_NORMS
 from medvisionllama.experiments.pretraining_norms import norms_table
@@ -99,7 +99,7 @@ def write_page(rows: Collection[Row], scope: Scope, out: Path, commands: Sequenc
 def _page(
     measured: Measured,
     scope: Scope,
-    lines: Mapping[tuple[str, str], Sequence[Line]],
+    lines: Mapping[tuple[str, str], Sequence[Contrast]],
     figure: bool,
     commands: Sequence[str],
 ) -> str:
@@ -168,7 +168,7 @@ def _norms(measured: Measured) -> list[str]:
     return ["### What passes through the block", READING_NORMS, table] if table else []
 
 
-def _answer(lines: Sequence[Line], measured: Measured, scope: Scope) -> str:
+def _answer(lines: Sequence[Contrast], measured: Measured, scope: Scope) -> str:
     declared = [line for line in lines if line.declared]
     others = [line for line in lines if not line.declared]
     sentences = [_provisional(measured, scope)]
@@ -190,11 +190,11 @@ def _answer(lines: Sequence[Line], measured: Measured, scope: Scope) -> str:
     return "\n\n".join(sentence for sentence in sentences if sentence)
 
 
-def _contrast(line: Line) -> tuple[str, str]:
+def _contrast(line: Contrast) -> tuple[str, str]:
     return line.first, line.place.middle
 
 
-def _answer_of(block: str, lines: Sequence[Line]) -> str:
+def _answer_of(block: str, lines: Sequence[Contrast]) -> str:
     means = [line.effect.difference for line in lines]
     tasks = " and ".join(sorted({line.place.task for line in lines}))
     steps = " and ".join(f"{n:,}" for n in sorted({line.place.steps for line in lines}))
@@ -226,7 +226,7 @@ def _answer_of(block: str, lines: Sequence[Line]) -> str:
     return said
 
 
-def _verdicts(lines: Sequence[Line]) -> str:
+def _verdicts(lines: Sequence[Contrast]) -> str:
     gains = sum(line.detected and line.effect.difference > 0 for line in lines)
     losses = sum(line.detected and line.effect.difference < 0 for line in lines)
     undecided = sum(not line.decided for line in lines)
@@ -257,7 +257,7 @@ def _provisional(measured: Measured, scope: Scope) -> str:
     return " ".join(said)
 
 
-def _families(lines: Sequence[Line]) -> str:
+def _families(lines: Sequence[Contrast]) -> str:
     if not lines:
         return "No two middles have been trained from a common seed yet."
     declared, others = ([line for line in lines if line.declared is which] for which in (True, False))
@@ -267,7 +267,7 @@ def _families(lines: Sequence[Line]) -> str:
     return "\n\n".join([*text, f"Differences and intervals in {unit}."])
 
 
-def _effects_table(lines: Sequence[Line]) -> str:
+def _effects_table(lines: Sequence[Contrast]) -> str:
     head = "| network | data | second less first | difference: interval | p | after Holm | detected | detectable from "
     text = [head + "| seeds: interval (SD, n) | cases: interval (n) | d_z over cases |", "|" + "---|" * 11]
     for line in lines:
@@ -291,7 +291,7 @@ def _size(value: float, metric: str) -> str:
     return UNKNOWN if math.isnan(value) else points(value, metric).removeprefix("+")
 
 
-def _decision(line: Line) -> str:
+def _decision(line: Contrast) -> str:
     if line.decided:
         return "**yes**" if line.detected else "no"
     return "one seed: no decision" if len(line.effect.seeds) < 2 else "one case: no decision"

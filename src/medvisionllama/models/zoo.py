@@ -1,6 +1,6 @@
 """Every network by name. A name is a value of :class:`ModelConfig`, never a class of its own (SPEC 2).
 
-``ROWS`` says which name, with which block and input size, is which row of the papers' tables and figures.
+``PAPER_ROWS`` says which name, with which block and input size, is which row of the papers' tables and figures.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ DESCRIPTIONS: dict[str, str] = {
 
 
 @dataclass(frozen=True)
-class Row:
+class PaperRow:
     """A row of a table or figure of the papers, as a network of ours.
 
     Attributes:
@@ -145,12 +145,12 @@ _V1_BLOCKS = {
     "Yi": "yi-1.5-9b",
 }
 _V1_SIZES: tuple[Shape, ...] = ((64, 64, 40), (128, 128, 80), (240, 240, 156))
-_VIT, _MVL = Row("vit-baseline"), Row("medvisionllama", LLAMA)
-_VIT_V1, _MVL_V1 = Row("vit-v1"), Row("medvisionllama-v1", LLAMA)
+_VIT, _MVL = PaperRow("vit-baseline"), PaperRow("medvisionllama", LLAMA)
+_VIT_V1, _MVL_V1 = PaperRow("vit-v1"), PaperRow("medvisionllama-v1", LLAMA)
 _V1_MODELS = {"ViT": _VIT_V1} | {f"ViT + {name}": replace(_MVL_V1, block=block) for name, block in _V1_BLOCKS.items()}
 
 
-def _sized(rows: dict[str, Row]) -> dict[str, Row]:
+def _sized(rows: dict[str, PaperRow]) -> dict[str, PaperRow]:
     return {
         f"{label}, {i}x{j}x{k}": replace(row, input_size=(i, j, k))
         for i, j, k in _V1_SIZES
@@ -159,41 +159,41 @@ def _sized(rows: dict[str, Row]) -> dict[str, Row]:
 
 
 # (version, table or figure) to rows by their printed names, as in `experiments.tables`; peers are not ours to name.
-ROWS: dict[tuple[str, str], dict[str, Row]] = {
+PAPER_ROWS: dict[tuple[str, str], dict[str, PaperRow]] = {
     ("v1", "2"): {"ViT": _VIT_V1, "MedVisionLlama": _MVL_V1},
     ("v1", "3"): {
-        "MedVisionLlama (SA)": Row("medvisionllama-v1-spatial", LLAMA),
+        "MedVisionLlama (SA)": PaperRow("medvisionllama-v1-spatial", LLAMA),
         "MedVisionLlama (HA)": _MVL_V1,
         "ViT (HA)": _VIT_V1,
-        "ViT + MLP (HA)": Row("vit-mlp-v1", LLAMA),
+        "ViT + MLP (HA)": PaperRow("vit-mlp-v1", LLAMA),
     },
     ("v1", "4"): _V1_MODELS,
     ("v1", "A1"): {
         "Sequential": _MVL_V1,
-        "Parallel": Row("medvisionllama-v1-parallel", LLAMA),
-        "Interleaved": Row("medvisionllama-v1-interleaved", LLAMA),
+        "Parallel": PaperRow("medvisionllama-v1-parallel", LLAMA),
+        "Interleaved": PaperRow("medvisionllama-v1-interleaved", LLAMA),
     },
     ("v1", "B2"): _sized({"ViT": _VIT_V1, "ViT + Llama": _MVL_V1}),
     ("v1", "D3"): _V1_MODELS,
     ("v2", "2"): {"ViT-Baseline": _VIT, "MedVisionLlama": _MVL},
     ("v2", "3"): {"ViT Baseline": _VIT, "MedVisionLlama": _MVL},
-    ("v2", "4"): {"ViT-MLP": Row("vit-mlp", LLAMA), "ViT-Depth": Row("vit-depth"), "MedVisionLlama": _MVL},
+    ("v2", "4"): {"ViT-MLP": PaperRow("vit-mlp", LLAMA), "ViT-Depth": PaperRow("vit-depth"), "MedVisionLlama": _MVL},
     ("v2", "5"): {
         "ViT-Baseline": _VIT,
         "MedVisionLlama (LoRA)": _MVL,
-        "MedVisionLlama (Linear)": Row("medvisionllama-linear", LLAMA),
+        "MedVisionLlama (Linear)": PaperRow("medvisionllama-linear", LLAMA),
     },
     ("v2", "6"): {
-        "2": Row("medvisionllama-r2", LLAMA),
-        "4": Row("medvisionllama-r4", LLAMA),
+        "2": PaperRow("medvisionllama-r2", LLAMA),
+        "4": PaperRow("medvisionllama-r4", LLAMA),
         "8": _MVL,
-        "16": Row("medvisionllama-r16", LLAMA),
+        "16": PaperRow("medvisionllama-r16", LLAMA),
     },
     ("v2", "F5"): {
         "MedVisionLlama": _MVL,
-        "MedVis-BioGPT": Row("medvisionllama", "biogpt"),
-        "MedVis-BioBERT": Row("medvisionllama", "biobert"),
-        "MedVis-ClinicalBERT": Row("medvisionllama", "clinicalbert"),
+        "MedVis-BioGPT": PaperRow("medvisionllama", "biogpt"),
+        "MedVis-BioBERT": PaperRow("medvisionllama", "biobert"),
+        "MedVis-ClinicalBERT": PaperRow("medvisionllama", "clinicalbert"),
     },
 }
 

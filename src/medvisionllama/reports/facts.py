@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from medvisionllama.reports.published import published
 from medvisionllama.reports.run_contents import RunContents
+from medvisionllama.reports.shareable import shareable
 from medvisionllama.reports.wording import duration, number
 
 
@@ -33,7 +33,7 @@ def _block(run: RunContents) -> str:
     norm = ", final norm on" if block.get("final_norm") else ""
     origin = f" at {block['revision']}" if block.get("revision") else ""
     network = f"{block.get('family', 'family unknown')}, layer {layer}, {block.get('init')}{norm}"
-    return f"{published(block['id'])}{origin}, {network}"
+    return f"{shareable(block['id'])}{origin}, {network}"
 
 
 def _as_list(value: object) -> list[object]:

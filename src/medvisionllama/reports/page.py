@@ -20,12 +20,12 @@ from medvisionllama.reports.gallery import Drawing, Gallery
 from medvisionllama.reports.mosaic import CONVENTION
 from medvisionllama.reports.opening import comparability, in_a_sentence, page_title, part_titles
 from medvisionllama.reports.part_view import PartView, part_view
-from medvisionllama.reports.published import published, published_command
 from medvisionllama.reports.run_contents import RunContents, read_runs
 from medvisionllama.reports.score_table import (
     ALL_CLASSES,
     overall,
 )
+from medvisionllama.reports.shareable import shareable, shareable_command
 from medvisionllama.reports.viewer import VIEWER_FILE, ViewerCase, copy_viewer, viewer_is_there, write_case
 from medvisionllama.reports.wording import count, duration, interval, marked_code, number, p_value, signed
 from medvisionllama.run_folder import METRICS, write_text
@@ -64,7 +64,7 @@ def write_page(runs: Sequence[Path], out: Path, *, images: bool = True) -> Path:
     parts = [part_view(title, contents, gallery, images) for title in part_titles(contents)]
     viewer_cases = _fill_viewer(parts, out / "viewer")
     for view in parts:
-        view.notes[:] = [published(note, runs) for note in view.notes]
+        view.notes[:] = [shareable(note, runs) for note in view.notes]
     page = _environment().get_template("page.html.jinja")
     text = page.render(
         runs=contents,
@@ -73,7 +73,7 @@ def write_page(runs: Sequence[Path], out: Path, *, images: bool = True) -> Path:
         title=page_title(contents),
         summary=in_a_sentence(contents),
         notes=comparability(contents),
-        gaps=[(run.label, published(sentence, runs)) for run in contents for sentence in run.missing],
+        gaps=[(run.label, shareable(sentence, runs)) for run in contents for sentence in run.missing],
         facts=[(name, [said(tell, run) for run in contents]) for name, tell in FACTS],
         networks=_alike(contents, lambda run: run.summary.get("stages")),
         versions=_alike(contents, lambda run: run.environment.get("packages")),
@@ -181,7 +181,7 @@ def _environment() -> Environment:
         "count": count,
         "overall": overall,
         "as_dict": ViewerCase.as_dict,
-        "published_command": published_command,
+        "shareable_command": shareable_command,
     }
     environment.filters.update(filters)
     environment.filters["marked_code"] = marked_code

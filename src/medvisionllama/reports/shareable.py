@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 _FOLDERS = re.compile(r"(?<![\w.:/\\-])(?:~[\w-]*|[A-Za-z]:)?[/\\]+(?:[^\s/\\'\",;:()]+[/\\]+)*(?=[^\s/\\])")
 
 
-def published_command(command: str) -> str:
+def shareable_command(command: str) -> str:
     """The command with names in place of private paths, still to be copied: only ``DATA`` is to be filled in.
 
     A path is private where it starts at a root, a home or a drive, or climbs by ``..``. Of the run, ``runs/NAME`` is
@@ -23,7 +23,7 @@ def published_command(command: str) -> str:
     try:
         words = shlex.split(command)
     except ValueError:  # a quote that never closes
-        return published(command)
+        return shareable(command)
     shown = []
     for before, word in zip(["", *words], words, strict=False):
         option, _, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
@@ -35,7 +35,7 @@ def published_command(command: str) -> str:
     return shlex.join(shown)
 
 
-def published(text: str, runs: Sequence[Path] = ()) -> str:
+def shareable(text: str, runs: Sequence[Path] = ()) -> str:
     """The text without the folders of its paths; of the ``runs``, and what lies in them, the run's name stays."""
     for run in sorted(runs, key=lambda path: -len(str(path))):
         if _is_private(str(run)):

@@ -8,7 +8,7 @@ from page_reader import Page
 from run_maker import make_run
 
 from medvisionllama.reports.page import write_page
-from medvisionllama.reports.published import published, published_command
+from medvisionllama.reports.shareable import shareable, shareable_command
 from medvisionllama.run_folder import read_json, write_json
 
 COMMANDS = {
@@ -26,17 +26,17 @@ COMMANDS = {
 
 @pytest.mark.parametrize("typed", COMMANDS)
 def test_a_command_keeps_its_names_and_loses_its_folders(typed: str) -> None:
-    shown = published_command(f"medvisionllama {typed}")
+    shown = shareable_command(f"medvisionllama {typed}")
     assert shown == f"medvisionllama {COMMANDS[typed]}"
-    assert published_command(shown) == shown
+    assert shareable_command(shown) == shown
 
 
 def test_sentences_lose_folders_and_keep_the_runs_name() -> None:
     run = Path("/home/me/My Runs/first")
-    said = published(f"cannot read {run}/validation/pictures/a.npz: got /usr/lib/x.so", [run])
+    said = shareable(f"cannot read {run}/validation/pictures/a.npz: got /usr/lib/x.so", [run])
     assert said == "cannot read first/validation/pictures/a.npz: got x.so"
     for innocent in ("3/4 of 12/13, and/or", "https://arxiv.org/abs/2410.02458", "a / b", "train --resume"):
-        assert published(innocent) == innocent
+        assert shareable(innocent) == innocent
 
 
 def test_a_page_of_a_private_run_names_no_folder(tmp_path: Path) -> None:
