@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -300,6 +301,10 @@ def test_rows_write_a_table_without_a_run_folder(phantom: Path, tmp_path: Path) 
     assert names == {"v2-F5.md", "v2-F5.csv", "v2-F5.png", "v2-F5.svg"}
     page = (tmp_path / "v2-F5.md").read_text()
     assert "1 of 4 cells are not measured" in page
+    assert "- 3 trainings, 0.0 hours of training in all" in page
+    assert "All 2 pairs of trainings behind these differences are each of one program" in page
+    assert page.count("medvisionllama reproduce") == 2  # who made it, and how
+    assert "the paired t-test against the first box" in page
     assert "medvisionllama reproduce v2-F5 --tasks DATA/" in page
 
 
@@ -374,13 +379,19 @@ def test_every_table_runs_from_end_to_end(
     assert "cells are not measured" not in page
     assert "was not drawn" not in page
     lines = list(csv.DictReader((out / f"{name}.csv").open()))
+    assert f"medvisionllama reproduce {name} --tasks DATA/" in page
+    if table.of_data:
+        assert f"| {TASK04} | MRI | MRI T1 | 1 | Anterior, Posterior | 260 | 5 |" in page
+        assert [line["published_cases"] for line in lines] == [f"{c.value:g}" for c in published(name[:2], "1")]
+        assert {line["task"]: line["cases"] for line in lines if line["cases"]} == {TASK04: "5"}
+        return
     parts = ("test/native", "test/model", "validation/native", "validation/model")
     measured = {
         (line["part"], line["row"], line["metric"]): float(line["measured"] or "nan")
         for line in lines
         if line["task"] == TASK04
     }
-    rows = [with_share(row, share) for row in table.rows for share in table.fractions] if table.metrics else []
+    rows = [with_share(row, share) for row in table.rows for share in table.fractions]
     assert set(measured) == {(part, row, metric) for part in parts for row in rows for metric in table.metrics}
     assert np.isfinite(list(measured.values())).all()
     counts = {(x["part"], x["row"], x["metric"]): x["measured"] for x in lines if x["part"] in ("counted", "network")}
@@ -390,8 +401,8 @@ def test_every_table_runs_from_end_to_end(
             assert (float(counts["counted", row, count]) > 0) == some
         if count != "gflops":  # counted on the paper's network alone
             assert (float(counts["network", row, count]) > 0) == some
-    if table.number == "1":
-        assert f"| {TASK04} | MRI T1 | 1 | Anterior, Posterior | 260 | 5 |" in page
+    assert "- Weights: those with the best Dice on the validation part" in page
+    assert re.search(r"- Machine: .+ \(\d+ rows\)\.", page)
     if figure:
         assert (out / f"{figure}.png").stat().st_size > 5000
         assert (out / f"{figure}.svg").exists()

@@ -275,6 +275,10 @@ def test_the_page_says_the_same_whichever_command_wrote_it_last(tmp_path: Path) 
     declared = [x for x in lines_of(measured, "validation", "dice", of_plan) if x.declared]
     assert len(declared) == 4
     assert declared == [x for x in lines_of(measured, "validation", "dice", of_other) if x.declared]
+    asked_more = scope_of(study_cells(TASK, loras=("none",), seeds=(0, 7)), rows, "a split")
+    assert asked_more.added
+    for scope in (of_other, asked_more):
+        assert lines_of(measured, "validation", "dice", scope) == lines_of(measured, "validation", "dice", of_plan)
 
 
 def test_a_seed_that_was_measured_beyond_the_plan_is_told_without_being_asked_for(tmp_path: Path) -> None:

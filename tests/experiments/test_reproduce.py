@@ -59,6 +59,7 @@ REFUSED = [
     ("v2-T2", {"recipe": "nosuch"}, "nosuch"),
     (STUDY, {"grid": 64, "folds": (0,), "recipe": "x"}, "--grid, --folds, --recipe is of the papers' tables"),
     (STUDY, {"predictions": (("x", Path("x")),)}, "--predictions is of the papers' tables"),
+    ("v2-T1", {"predictions": (("x", Path("x")),), "blocks": ()}, "no program.s predictions have a place in it"),
     (STUDY, {"middles": ("nosuch",)}, "no such cell in the study"),
     (STUDY, {"networks": ("unet",)}, "no such cell in the study: got unet"),
     ("v2-T2", {"device": "cuda:7x"}, "no device is called 'cuda:7x'"),
@@ -72,6 +73,15 @@ REFUSED = [
 def test_what_cannot_be_meant_is_refused_at_once(ask: Ask, table: str, given: dict[str, Any], told: str) -> None:
     with pytest.raises(InputError, match=told):
         Reproduction(ask(table, **given), may_lack_tasks=True).forecast()
+
+
+@pytest.mark.parametrize(("worker", "workers"), [(-1, 3), (5, 3), (1, 1)])
+def test_a_worker_is_one_of_the_workers(
+    worker: int, workers: int, phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["reproduce", "v2-T2", "--tasks", str(phantom), "--out", str(tmp_path), "--limit", "0"]
+    assert main([*command, f"--worker={worker}", "--workers", str(workers)]) == 2
+    assert f"--worker {worker} of --workers {workers}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("typed", ["x", "=x", "x="])

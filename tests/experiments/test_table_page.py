@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
+from medvisionllama.experiments.origin import unlike_pairs
 from medvisionllama.experiments.paper_tables import TABLES, Budget, Labelled, table_cells
 from medvisionllama.experiments.rows import PartScores, Row
 from medvisionllama.experiments.table_counts import Counted
 from medvisionllama.experiments.table_differences import differences_of
-from medvisionllama.experiments.table_lines import Entry, Line, RowKey, entries_of, lines_of
+from medvisionllama.experiments.table_lines import Entry, Line, RowKey, entries_of, lines_of, pairs_of
 from medvisionllama.experiments.table_page import to_csv, to_markdown
 from medvisionllama.experiments.tables import published
 from medvisionllama.models.medvisionllama import ModelConfig
@@ -142,6 +143,90 @@ def test_averages_match_seeds_by_number(tmp_path: Path) -> None:
     for line in found.values():
         assert {*line.by_seed} == {1}
         assert line.measured == pytest.approx(0.9, abs=0.02)  # not (0.5 + 0.9) / 2
+
+
+def test_only_trainings_of_the_same_fold_are_compared(tmp_path: Path) -> None:
+    cells = labelled("v2-T2", folds=(0, 1))
+
+    def dice(x: Labelled) -> float | None:  # equal where both have the fold; the other fold is an easier one
+        if (x.row, x.cell.fold) == ("MedVisionLlama", 1):
+            return None
+        return 0.9 if x.cell.fold else 0.5
+
+    rows = [make_row(x.cell, tmp_path, {"test/native": scores(mean)}) for x in cells if (mean := dice(x)) is not None]
+    lines = lines_of(TABLES["v2-T2"], entries_of(cells, {row.key: row for row in rows}))
+    vit, ours = (dice_lines(lines, HIPPOCAMPUS)[RowKey(row, 1.0, False)] for row in ("ViT-Baseline", "MedVisionLlama"))
+    assert (vit.folds, ours.folds, ours.shared_folds) == ((0, 1), (0,), (0,))
+    assert ours.effect is not None
+    assert (ours.effect.difference, ours.marks) == (0, "")  # not 0.5 - (0.5 + 0.9) / 2
+    page = to_markdown(TABLES["v2-T2"], lines, [], [], [])
+    assert "| 1, folds 0, 1 |" in page
+    assert "| 1, fold 0 |" in page
+    told = [(line["folds"], line["shared_folds"]) for line in in_csv("v2-T2", lines) if line["metric"] == "dice"]
+    assert told == [("0 1", ""), ("0", "0")]
+
+
+def test_a_row_with_more_folds_than_its_measure_tells_those_compared(tmp_path: Path) -> None:
+    cells = labelled("v2-T2", folds=(0, 1), seeds=(0, 1))
+
+    def dice(x: Labelled) -> float | None:
+        return None if x.row == "ViT-Baseline" and x.cell.fold == 0 else 0.5 + 0.2 * x.cell.fold
+
+    lines = lines_of(TABLES["v2-T2"], entries_of(cells, rows_of(cells, tmp_path, dice)))
+    ours = dice_lines(lines, HIPPOCAMPUS)[RowKey("MedVisionLlama", 1.0, False)]
+    assert ours.effect is not None
+    assert ours.effect.difference == pytest.approx(0, abs=0.02)
+    assert ours.measured == pytest.approx(0.6, abs=0.02)
+    assert "(fold 1)" in to_markdown(TABLES["v2-T2"], lines, [], [], [])
+
+
+def test_pairs_of_trainings_are_those_compared(tmp_path: Path) -> None:
+    cells = labelled("v2-T5", (HIPPOCAMPUS, HEART), seeds=(0, 1))
+    rows = rows_of(cells, tmp_path, lambda x: None if (x.row, x.cell.seed) == ("ViT-Baseline", 1) else 0.5)
+    found = pairs_of(TABLES["v2-T5"], entries_of(cells, rows))
+    assert len(found) == 4  # two rows against ViT on two tasks, of one seed
+    assert {(a.model, a.seed, a.task == b.task, b.seed) for a, b in found} == {("vit-baseline", 0, True, 0)}
+    assert "All 4 pairs of trainings" in unlike_pairs(found, "what is compared")
+    found[0][1].content["environment"]["packages"]["torch"] = "3"
+    told = unlike_pairs(found, "what is compared")
+    assert "Of the 4 pairs of trainings behind these differences some differ in more than what is compared" in told
+    assert "version of torch (1)" in told
+
+
+def test_the_budget_tells_the_epochs_of_every_share(tmp_path: Path) -> None:
+    cells = labelled("v2-F4", steps=400)
+    rows = [*rows_of(cells, tmp_path, lambda _: 0.5).values()]
+    for row in rows:
+        row.content["cases"]["training"] = 17 if row.fraction < 0.2 else 51
+    said = "\n".join(differences_of(TABLES["v2-F4"], cells, rows, {HIPPOCAMPUS: 9}))
+    assert "400 steps (80 epochs of 10% of the data, 31 epochs of 30% of the data), batch 4; the paper 200" in said
+
+
+def test_a_number_of_an_unnamed_task_is_said_to_be_so() -> None:
+    for name in ("v1-B2", "v1-A1", "v2-T2"):
+        said = "\n".join(differences_of(TABLES[name], labelled(name), [], {HIPPOCAMPUS: 9}))
+        assert ("the paper does not name the task of its scores" in said) is (name == "v1-B2")
+
+
+def test_a_paper_is_cited_by_its_own_numbers() -> None:
+    printed = {name: TABLES[name].printed for name in ("v1-T2", "v1-A1", "v1-F3", "v1-A-F1", "v1-C2", "v2-F4")}
+    assert [*printed.values()] == [
+        "Table 2",
+        "Table A1",
+        "Figure 3",
+        "Figure 1 of appendix A",
+        "Figure C2",
+        "Figure 4",
+    ]
+
+
+def test_a_mark_tells_no_direction_but_of_beaten_rivals(tmp_path: Path) -> None:
+    for name, told in (("v2-T2", "for better or worse as its sign under *less ViT-Baseline*"), ("v2-T3", "is worse")):
+        cells = labelled(name)
+        lines = lines_of(TABLES[name], entries_of(cells, rows_of(cells, tmp_path, lambda _: 0.5)))
+        page = to_markdown(TABLES[name], lines, [], [], [])
+        assert told in page
+        assert "for a significant improvement by MedVisionLlama" in page
 
 
 def test_averages_are_tested(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The papers' figures: each by name from run folders, showing the numbers of its runs."""
 
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from medvisionllama.reports.paper_figures import (
     training_curves,
 )
 from medvisionllama.reports.run_contents import read_maps, read_runs
+from medvisionllama.reports.settings import compared, settings_of
 from medvisionllama.run_folder import read_json, write_json
 
 
@@ -178,3 +180,68 @@ def test_few_shot_curves_of_one_share_do_not_hide_each_other(tmp_path: Path) -> 
     steps = [set(range(40)[line.get_markevery()]) for line in axes.lines]
     assert steps[0]
     assert steps[0].isdisjoint(steps[1])
+
+
+@pytest.fixture
+def two_tasks(tmp_path: Path) -> list[Path]:
+    """Two networks with two seeds each on two tasks; the second is better on the first task alone."""
+    made = []
+    for n, (task, model, seed) in enumerate(product(("Task04", "Task09"), ("vit-u", "medvisionllama-u"), (0, 1))):
+        lift = 0.05 if (task, model) == ("Task04", "medvisionllama-u") else 0.0
+        run = make_run(tmp_path / f"{n:03d}", model=model, cases=6, lift=lift, seed=seed)
+        summary = json.loads((run / "summary.json").read_text())
+        write_json(run / "summary.json", summary | {"task": task, "seed": seed, "fold": 0})
+        made.append(run)
+    return made
+
+
+def test_charts_take_seeds_together_and_keep_tasks_apart(two_tasks: list[Path]) -> None:
+    runs = read_runs(two_tasks)
+    settings = settings_of(runs)
+    assert [setting.label for setting in settings] == ["vit-u", "medvisionllama-u"]
+    assert [len(setting.runs) for setting in settings] == [4, 4]
+    figure = language_model_boxes(runs, "validation")
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Task04", "Task09"]
+    for axes in figure.axes:
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["vit-u", "medvisionllama-u"]
+        (said,) = [text.get_text() for text in axes.texts]
+        assert said.endswith("n = 6"), "one value a case, however many seeds"
+    for draw in (radar, hybrid_strategies):
+        drawn = draw(runs, "validation")
+        assert [axes.get_title(loc="left") for axes in drawn.axes] == ["Task04", "Task09"]
+        assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["vit-u", "medvisionllama-u"]
+    curves = training_curves(runs)
+    told = [text.get_text() for text in curves.legends[0].get_texts()]
+    assert told == ["vit-u, mean of 4", "medvisionllama-u, mean of 4"]
+
+
+def test_settings_are_compared_by_case_over_the_trainings_both_have(two_tasks: list[Path]) -> None:
+    first, second = settings_of(read_runs(two_tasks))
+    lifted = compared(first, second, "Task04", "validation", "dice")
+    same = compared(first, second, "Task09", "validation", "dice")
+    assert (lifted.n, same.n, same.difference, same.t_p) == (6, 6, 0, 1)  # equal seeds draw equal numbers
+    assert 0 < lifted.difference <= 0.05 + 1e-9
+    lacking = settings_of(read_runs([path for n, path in enumerate(two_tasks) if n != 2]))  # its first seed
+    of_one = compared(*lacking, "Task04", "validation", "dice")
+    assert of_one.n == 6
+    theirs, ours = (each.by_case("Task04", "validation", "dice", {(1, 0)}) for each in lacking)
+    assert of_one.difference == pytest.approx(np.mean([ours[case] - theirs[case] for case in ours]))
+
+
+def test_a_seed_is_no_rival_of_its_own_network(two_tasks: list[Path]) -> None:
+    figure = language_model_boxes(read_runs(two_tasks[:2]), "validation")
+    assert len(figure.axes) == 1
+    assert not figure.axes[0].texts
+    apart = settings_of(read_runs([two_tasks[0], two_tasks[0]]))  # nothing tells them apart: two lines, as named
+    assert len({setting.label for setting in apart}) == 2
+
+
+def test_tasks_share_a_row_of_the_grid(two_tasks: list[Path]) -> None:
+    figure = qualitative_grid(read_runs(two_tasks[::2]), "validation")
+    words = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert [word for word in words if word in ("image", "reference", "vit-u", "medvisionllama-u")] == [
+        "image", "reference", "vit-u", "medvisionllama-u",
+    ]  # fmt: skip
+    assert "no picture\nwas kept" not in words
+    assert len(figure.axes) == 4 * 10  # five cases of each task
+    assert read_runs(two_tasks)[0].label == "vit-u, Task04, seed 0"

@@ -45,7 +45,11 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "--predictions", nargs="+", default=[], metavar="NAME=DIR", help="another program's label maps, as a row"
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="measure only cells whose name holds this")
-    parser.add_argument("--limit", type=int, help="measure at most so many more cells; 0 writes the table alone")
+    parser.add_argument(
+        "--limit",
+        type=int,
+        help="measure at most so many more cells, on a cluster each worker; 0 writes the table alone",
+    )
     parser.add_argument(
         "--launcher",
         choices=("local", "slurm", "slurm-local", "slurm-script", "ray"),
@@ -84,6 +88,10 @@ def _reproduce(options: argparse.Namespace) -> int:
         print(script)
         return DONE
     share = (options.worker, options.workers or 1) if options.worker is not None else None
+    if share is not None and not 0 <= share[0] < share[1]:
+        raise InputError(
+            f"--worker {share[0]} of --workers {share[1]}", expected="a number from 0 on, below that of the workers"
+        )
     try:
         walked = reproduction.measure(options.launcher, options.processes, job=job, listener=teller_of(), share=share)
     except KeyboardInterrupt:

@@ -228,7 +228,7 @@ def _whole_numbers(volume: Volume, what: str) -> Labels:
 def _same_grid(prediction: Grid, reference: Grid, case: str) -> None:
     if prediction.same_as(reference, AFFINE_TOLERANCE_MM):
         return
-    mend = "Write predictions in the reference's grid, or pass --resample to take them there by nearest neighbour."
+    mend = "Write predictions in the reference's grid; `medvisionllama evaluate --resample` scores them as they are."
     if prediction.shape != reference.shape:
         raise InputError(
             f"{case}: prediction and reference have different grids",

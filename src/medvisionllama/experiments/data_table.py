@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from medvisionllama.data.task import Task
-from medvisionllama.experiments.tables import TASKS, published
+from medvisionllama.experiments.tables import MODALITIES, TASKS, published
+
+HEAD = ("task", "published_modality", "modalities", "channels", "classes", "published_cases", "cases")
+_TITLES = ("task", "modality in the paper", "modalities", "channels", "classes", "cases in the paper", "cases here")
 
 
-def data_table(version: str, tasks: Mapping[str, Task]) -> str:
-    """The ten tasks with the paper's count of cases and the one here, as Markdown.
+def data_rows(version: str, tasks: Mapping[str, Task]) -> list[tuple[str, ...]]:
+    """The ten tasks, then those of them here that no paper has: what is printed, and what is here (empty if nothing).
 
     Args:
         version: Of the paper.
         tasks: Those that are here, by the Decathlon's names.
+
+    Returns:
+        A tuple a task, its columns those of :data:`HEAD`.
     """
-    head = "| task | modalities | channels | classes | cases in the paper | cases here |"
-    lines = [head, "|" + "---|" * 6]
-    printed = {cell.task: cell.value for cell in published(version, "1", metric="cases")}
-    for name in TASKS:
+    counts = {cell.task: f"{cell.value:g}" for cell in published(version, "1", metric="cases")}
+    rows: list[tuple[str, ...]] = []
+    for name in dict.fromkeys([*TASKS, *tasks]):
         task = tasks.get(name)
-        if task is None:
-            lines.append(f"| {name} | not here |  |  | {printed[name]:g} |  |")
-            continue
-        modalities, classes = ", ".join(task.modalities), ", ".join(task.classes.values())
-        lines.append(f"| {name} | {modalities} | {task.channels} | {classes} | {printed[name]:g} | {len(task.cases)} |")
-    return "## The data\n\n" + "\n".join(lines) + "\n"
+        modalities, channels, classes, cases = ("", "", "", "")
+        if task is not None:
+            modalities, classes = ", ".join(task.modalities), ", ".join(task.classes.values())
+            channels, cases = str(task.channels), str(len(task.cases))
+        rows.append((name, MODALITIES.get(name, ""), modalities, channels, classes, counts.get(name, ""), cases))
+    return rows
+
+
+def data_table(rows: Sequence[Sequence[str]]) -> str:
+    """The same as Markdown."""
+    lines = [f"| {' | '.join(_TITLES)} |", "|" + "---|" * len(_TITLES)]
+    for name, modality, modalities, *others in rows:
+        lines.append(f"| {' | '.join([name, modality, modalities or 'not here', *others])} |")
+    return "\n".join(lines)

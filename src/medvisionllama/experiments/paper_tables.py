@@ -53,6 +53,7 @@ class PaperTable:
         fractions: Shares of the training patients.
         figure: Its name in ``reports.paper_figures``; empty for a table.
         maps: Whether the figure draws activation maps, which are collected after the training.
+        pictures: Whether it draws cases.
         beaten: Whether a mark stands at a row that is worse than ``against``, as v2's Table 3 prints it; else at one
             that differs, in either direction.
     """
@@ -67,12 +68,30 @@ class PaperTable:
     fractions: tuple[float, ...] = (1.0,)
     figure: str = ""
     maps: bool = False
+    pictures: bool = False
     beaten: bool = False
 
     @property
     def name(self) -> str:
         """Such as ``v2-T5``, ``v1-A1`` of an appendix, or ``v1-A-F1``."""
         return self.figure or f"{self.version}-{'T' if self.number.isdecimal() else ''}{self.number}"
+
+    @property
+    def printed(self) -> str:
+        """As a reader looks for it: ``Table 2``, ``Table A1``, ``Figure 4``, ``Figure 3 of appendix D``."""
+        appendix, _, number = self.number.rpartition("-")
+        kind = "Figure" if self.figure else "Table"
+        return f"{kind} {number.removeprefix('F')}" + (f" of appendix {appendix}" if appendix else "")
+
+    @property
+    def of_data(self) -> bool:
+        """Whether it counts what the tasks hold: it has no networks."""
+        return self.number == "1"
+
+    @property
+    def of_cases(self) -> bool:
+        """Whether the figure shows images, of one training each, not numbers of all."""
+        return self.maps or self.pictures
 
     @property
     def rows(self) -> Mapping[str, PaperRow]:
@@ -102,9 +121,9 @@ def _all() -> list[PaperTable]:
         PaperTable("v1", "D3", "language models by size", metrics=("dice", "hd95_mm"), counts=_PARAMETERS),
         PaperTable("v1", "F3", "learning curves", rows_of="2", figure="v1-F3"),
         PaperTable("v1", "F4", "activation maps", rows_of="2", figure="v1-F4", maps=True),
-        PaperTable("v1", "F5", "segmentations side by side", rows_of="2", figure="v1-F5"),
+        PaperTable("v1", "F5", "segmentations side by side", rows_of="2", figure="v1-F5", pictures=True),
         PaperTable("v1", "A-F1", "parameters against Dice, three strategies", rows_of="A1", figure="v1-A-F1"),
-        PaperTable("v1", "C2", "segmentations by every language model", rows_of="4", figure="v1-C2"),
+        PaperTable("v1", "C2", "segmentations by every language model", rows_of="4", figure="v1-C2", pictures=True),
         PaperTable("v1", "D-F3", "language models, all metrics", rows_of="4", metrics=_OVERLAP, figure="v1-D-F3"),
         PaperTable("v2", "1", "the data", metrics=(), counts=("cases",)),
         PaperTable("v2", "2", "six metrics on every task", metrics=_V2_SIX),
@@ -112,7 +131,7 @@ def _all() -> list[PaperTable]:
         PaperTable("v2", "4", "networks of equal size", counts=_COSTS, against="MedVisionLlama"),
         PaperTable("v2", "5", "LoRA or linear mappers", counts=("frozen_m", "trainable_m", "inference_ms")),
         PaperTable("v2", "6", "LoRA ranks", metrics=("dice", "nsd"), counts=("trainable_m",), against="8"),
-        PaperTable("v2", "F2", "segmentations side by side", rows_of="2", figure="v2-F2"),
+        PaperTable("v2", "F2", "segmentations side by side", rows_of="2", figure="v2-F2", pictures=True),
         PaperTable("v2", "F3", "activation and attention maps", rows_of="2", figure="v2-F3", maps=True),
         PaperTable("v2", "F4", "few-shot learning curves", rows_of="2", fractions=(0.1, 0.3), figure="v2-F4"),
         PaperTable("v2", "F5", "medical language models", figure="v2-F5"),

@@ -281,7 +281,8 @@ def gaps_of(there: Mapping[Place, Collection[int]], wanted: Mapping[Place, Colle
 def scope_of(cells: Sequence[Cell], rows: Collection[Row], splits: str = PLANNED_SPLITS) -> Scope:
     """What a page tells of: what was asked for or measured; where that is of the planned study, all of that.
 
-    So the page says the same of what is there, whichever command wrote it last.
+    So the page says the same of what is there, whichever command wrote it last; what one asked for beyond the plan is
+    listed as missing until it is measured.
 
     Args:
         cells: Asked for.

@@ -100,15 +100,16 @@ def lines_of(measured: Measured, part: str, metric: str, scope: Scope | None = N
         measured: The rows.
         part: ``validation`` or ``test``.
         metric: Of the scores.
-        scope: What the study is about: what is missing of it still counts in the corrections. By default what was
-            measured, all of it declared.
+        scope: What the study is about: what is planned of it and missing still counts in the corrections; what was
+            merely asked for does not, or one more command would change what is detected. By default what was measured,
+            all of it declared.
     """
     scope, apart = scope or Scope(), told_apart([*measured])
+    counted = [place for place in scope.places if place in scope.planned or place in measured]
     lines = []
     for declared in (True, False):
         there, wanted = (
-            [pair for pair in _pairs(places) if _is_declared(pair, scope) is declared]
-            for places in (measured, scope.places)
+            [pair for pair in _pairs(places) if _is_declared(pair, scope) is declared] for places in (measured, counted)
         )
         raw = [line for pair in there if (line := _raw_line(measured, pair, part, metric, declared)) is not None]
         missing = len(set(wanted) - {(line.place, line.first) for line in raw})

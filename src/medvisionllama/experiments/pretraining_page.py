@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
+from medvisionllama.experiments.origin import provenance, unlike_pairs
 from medvisionllama.experiments.pretraining import NAME, Scope, gaps_of, told_apart
 from medvisionllama.experiments.pretraining_contrasts import CONTRASTS, Contrast, Measured, by_place, lines_of, to_csv
 from medvisionllama.experiments.pretraining_figure import draw_effects
+from medvisionllama.experiments.pretraining_limits import limits, missing, total_of
 from medvisionllama.experiments.pretraining_norms import READING as READING_NORMS
 from medvisionllama.experiments.pretraining_norms import norms_table
-from medvisionllama.experiments.pretraining_origin import limits, missing, provenance, total_of, unlike_pairs
 from medvisionllama.experiments.pretraining_wording import (
-    counted,
     data_of,
     interval,
     network_of,
@@ -27,7 +27,7 @@ from medvisionllama.experiments.pretraining_wording import (
 from medvisionllama.experiments.rows import Row
 from medvisionllama.reports.comparison import SIGNIFICANCE
 from medvisionllama.reports.drawing import save
-from medvisionllama.reports.wording import MINUS, UNKNOWN, p_value, signed
+from medvisionllama.reports.wording import MINUS, UNKNOWN, counted, p_value, signed
 from medvisionllama.run_folder import write_table, write_text
 
 PARTS = ("validation", "test")
@@ -138,11 +138,20 @@ def _page(
         limits(measured),
         "## Where the numbers come from",
         provenance(rows),
-        unlike_pairs(measured, lines[DECIDING]),
+        unlike_pairs(_pairs(measured, lines[DECIDING]), "their middle"),
         "## What was not run",
         missing(measured, scope, commands),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _pairs(measured: Measured, lines: Sequence[Contrast]) -> list[tuple[Row, Row]]:
+    """The trainings behind the lines."""
+    return [
+        (measured[line.place.with_middle(line.first)][seed], measured[line.place][seed])
+        for line in lines
+        for seed in line.effect.seeds
+    ]
 
 
 def _done(measured: Measured) -> str:

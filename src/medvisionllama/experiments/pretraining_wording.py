@@ -37,8 +37,3 @@ def spread(value: float, metric: str) -> str:
 def interval(low: float, high: float, metric: str) -> str:
     """Its ends, or that it is unknown."""
     return UNKNOWN if math.isnan(low) else f"{points(low, metric)} to {points(high, metric)}"
-
-
-def counted(n: int, what: str) -> str:
-    """Such as ``1 seed`` and ``2 seeds``."""
-    return f"{n} {what}{'' if n == 1 else 's'}"

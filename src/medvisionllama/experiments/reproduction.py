@@ -12,21 +12,22 @@ from medvisionllama.data.splits import Splits, make_splits, read_splits
 from medvisionllama.data.task import Task
 from medvisionllama.errors import InputError
 from medvisionllama.experiments.cells import Cell, splits_digest
-from medvisionllama.experiments.data_table import data_table
+from medvisionllama.experiments.data_table import HEAD, data_rows, data_table
 from medvisionllama.experiments.forecast import Forecast, forecast
 from medvisionllama.experiments.launchers import Job, Launcher, launch
+from medvisionllama.experiments.origin import best_weights, provenance, unlike_pairs
 from medvisionllama.experiments.outside import parts_held, score_outside
 from medvisionllama.experiments.paper_tables import TABLES, Budget, Labelled, PaperTable, table_cells
 from medvisionllama.experiments.pretraining import scope_of, study_cells
 from medvisionllama.experiments.pretraining_page import write_page
 from medvisionllama.experiments.request import Request, sound
 from medvisionllama.experiments.retold import command_of, study_commands
-from medvisionllama.experiments.row_figures import collect_maps, draw_from_rows
+from medvisionllama.experiments.row_figures import CAPTIONS, collect_maps, draw_from_rows
 from medvisionllama.experiments.rows import Row, read_rows
 from medvisionllama.experiments.suite import Tell, Walked, Work, machine_of, walk
 from medvisionllama.experiments.table_counts import counts_of
 from medvisionllama.experiments.table_differences import differences_of
-from medvisionllama.experiments.table_lines import Entry, entries_of, lines_of
+from medvisionllama.experiments.table_lines import Entry, entries_of, lines_of, pairs_of
 from medvisionllama.experiments.table_page import to_csv, to_markdown
 from medvisionllama.experiments.tables import decathlon_name
 from medvisionllama.listener import Listener
@@ -165,6 +166,8 @@ class Reproduction:
         """Write the table or page from the rows that are there."""
         if self.table is None:
             return self._write_study()
+        if self.table.of_data:
+            return self._write_data_table(self.table)
         return self._write_table(self.table, tell)
 
     def _write_study(self) -> list[Path]:
@@ -189,18 +192,39 @@ class Reproduction:
     def _write_table(self, table: PaperTable, tell: Tell) -> list[Path]:
         request, rows = self.request, self.rows()
         entries = [*entries_of(self.labelled, rows), *self.outside]
-        lines, counts = lines_of(table, entries), counts_of(table, entries) if table.number != "1" else []
-        used = [row for entry in entries for row in entry.rows]
+        lines, counts = lines_of(table, entries), counts_of(table, entries)
+        used = [*{row.key: row for entry in entries for row in entry.rows}.values()]
         cases = {name: len(task.cases) for name, task in self.tasks.items()}
         differences = differences_of(table, self.labelled, used, cases, [name for name, _ in request.predictions])
         figures, faults = self._figures(table, entries, tell)
         missing = [*self._missing(rows), *faults]
-        page = to_markdown(table, lines, counts, differences, missing, [path.name for path in figures])
-        if table.number == "1":
-            page += "\n" + data_table(table.version, self.tasks)
-        write_text(request.out / f"{table.name}.md", page)
-        write_table(request.out / f"{table.name}.csv", to_csv(table, lines, counts))
-        return [request.out / f"{table.name}.md", request.out / f"{table.name}.csv", *figures]
+        alike = unlike_pairs(pairs_of(table, entries), "what the table compares")
+        from_rows = [f"{provenance(used)}\n{best_weights(used)}"] if used else []
+        origin = [*from_rows, *filter(None, [alike]), f"```\n{command_of(request)}\n```"]
+        drawn = [path.name for path in figures]
+        page = to_markdown(
+            table, lines, counts, differences, missing, drawn, caption=CAPTIONS.get(table.figure, ""), origin=origin
+        )
+        return [*self._written(table, page, to_csv(table, lines, counts)), *figures]
+
+    def _write_data_table(self, table: PaperTable) -> list[Path]:
+        rows = data_rows(table.version, self.tasks)
+        page = to_markdown(
+            table,
+            [],
+            [],
+            differences_of(table, (), (), {}),
+            [],
+            table_of_data=data_table(rows),
+            origin=[f"```\n{command_of(self.request)}\n```"],
+        )
+        return self._written(table, page, [HEAD, *rows])
+
+    def _written(self, table: PaperTable, page: str, lines: Sequence[tuple[str, ...]]) -> list[Path]:
+        files = [self.request.out / f"{table.name}{suffix}" for suffix in (".md", ".csv")]
+        write_text(files[0], page)
+        write_table(files[1], lines)
+        return files
 
     def _missing(self, rows: Mapping[str, Row]) -> list[str]:
         left = [labelled for labelled in self.labelled if labelled.cell.key not in rows]
@@ -208,9 +232,8 @@ class Reproduction:
             return []
         cells, all_cells = ({x.cell.key for x in some} for some in (left, self.labelled))
         return [
-            f"{len(cells)} of {len(all_cells)} cells are not measured:",
+            f"{len(cells)} of {len(all_cells)} cells are not measured; the command below does so:",
             "\n".join(f"- {x.printed}, {x.cell.task}, seed {x.cell.seed}, fold {x.cell.fold}" for x in left),
-            f"```\n{command_of(self.request)}\n```",
         ]
 
     def _figures(self, table: PaperTable, entries: Sequence[Entry], tell: Tell) -> tuple[list[Path], list[str]]:
@@ -218,6 +241,9 @@ class Reproduction:
         shown = [(entry.row, row) for entry in entries for row in entry.rows]  # a figure tells shares itself
         if not table.figure or not shown:
             return [], []
+        if table.of_cases:  # pictures are of one training
+            first = min((row.seed, row.fold) for _, row in shown)
+            shown = [(printed, row) for printed, row in shown if (row.seed, row.fold) == first]
         try:
             if table.maps:
                 collect_maps([row for _, row in shown], self.request.work, machine_of(self.work(), 0))

@@ -125,6 +125,11 @@ def _refuse_misplaced(request: Request) -> None:
     misplaced = [OPTIONS.get(name, f"--{name}") for name in others if getattr(request, name)]
     if misplaced:
         raise InputError(f"{', '.join(misplaced)} is of {whose}, not of {request.table}", mend="Leave it out.")
+    if request.predictions and TABLES[request.table].of_data:
+        raise InputError(
+            f"{request.table} counts cases: no program's predictions have a place in it",
+            mend="Leave --predictions out.",
+        )
 
 
 def _refuse_out_of_range(request: Request) -> None:

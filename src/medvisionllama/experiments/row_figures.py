@@ -6,7 +6,7 @@ those figures need them to be still there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,6 +15,34 @@ from medvisionllama.explain import explain_run
 from medvisionllama.machine import Machine
 from medvisionllama.reports.paper_figures import draw_paper_figure
 from medvisionllama.run_folder import METRICS, RunFolder, ScoreRow, to_json, write_json, write_scores, write_text
+
+_CASES = (
+    "Cases with pictures, the best first, of the trainings with the first seed and fold; the axial slice with most "
+    "reference, Dice over the whole volume in the corner."
+)
+_MAPS = (
+    "The first case of the trainings with the first seed and fold; each map is scaled to its own 2nd and 98th "
+    "percentile, so that shapes compare and strengths do not."
+)
+_CURVES = (
+    "Dice of the validation part on the model's grid, looked at while training, and the loss on training patches; "
+    "several seeds, folds or tasks are averaged where they logged the same steps. The paper prints no numbers for "
+    "these curves."
+)
+CAPTIONS: Mapping[str, str] = {
+    "v1-F3": _CURVES,
+    "v1-F4": _MAPS,
+    "v1-F5": _CASES,
+    "v1-A-F1": "Mean Dice with its 95 % bootstrap interval over cases, after averaging each case over trainings.",
+    "v1-C2": _CASES,
+    "v1-D-F3": "Means over cases, after averaging each case over trainings; the rim is better.",
+    "v2-F2": _CASES,
+    "v2-F3": _MAPS,
+    "v2-F4": _CURVES,
+    "v2-F5": "Every case's Dice, averaged over trainings; box: quartiles, line: median, diamond: mean. Above: the "
+    "paired t-test against the first box over the trainings and cases that both have; an asterisk below .05, a dagger "
+    "where that survives Holm's correction over this figure. The tests are over cases alone.",
+}  # fmt: skip
 
 
 def draw_from_rows(figure: str, rows: Sequence[tuple[str, Row]], runs: Path, out: Path, part: str) -> list[Path]:
@@ -63,10 +91,11 @@ def write_as_run(row: Row, printed: str, folder: Path) -> None:
     summary = {
         "format": 1,
         "model": printed,
+        "task": row.task,
         "block": content["identity"],
         "seed": row.seed,
         "fraction": row.fraction,
-        "fold": row.settings["fold"],
+        "fold": row.fold,
         "steps": row.steps,
         "seconds": row.seconds,
         "parameters": content["parameters"],

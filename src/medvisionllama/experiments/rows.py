@@ -91,6 +91,11 @@ class Row:
         return int(self.settings["seed"])
 
     @property
+    def fold(self) -> int:
+        """The cell's."""
+        return int(self.settings["fold"])
+
+    @property
     def fraction(self) -> float:
         """The cell's."""
         return float(self.settings["fraction"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -44,7 +46,6 @@ def differences_of(
     recipes = list(dict.fromkeys(x.cell.recipe for x in cells))
     counts = {cell.task: cell.value for cell in published(table.version, "1", metric="cases")}
     paper = "100 epochs" if table.version == "v1" else "200 epochs"
-    steps = sorted({row.steps for row in rows})
     data = "; ".join(
         f"{task} {n} cases here, {f'{counts[task]:g} in the paper' if task in counts else 'not in the paper'}"
         for task, n in cases.items()
@@ -55,7 +56,8 @@ def differences_of(
     said = [
         f"**Data**: {data}; {len(cases)} of the papers' {len(TASKS)} tasks. Averages are over those.",
         *_shares(table, cells),
-        f"**Budget**: {_budget(steps, recipes[0])}, batch {recipes[0].batch_size}; the paper {paper}, batch 4.",
+        *_unnamed_task(table, cells),
+        f"**Budget**: {_budget(rows, recipes[0])}, batch {recipes[0].batch_size}; the paper {paper}, batch 4.",
         f"**Recipe**: {_recipe_said(table, recipes)}.",
         f"**Weights**: {'; '.join(swapped) or 'the language models that the paper names, or none'}.",
         *_depth_said(table, cells),
@@ -84,6 +86,14 @@ def _shares(table: PaperTable, cells: Sequence[Labelled]) -> list[str]:
         f"{', '.join(f'{100 * share:g}%' for share in sorted(table.fractions))}. Rows of other shares carry theirs in "
         "their name, and no published number stands beside them."
     ]
+
+
+def _unnamed_task(table: PaperTable, cells: Sequence[Labelled]) -> list[str]:
+    """Where printed scores are of no task in particular, and stand beside those that were measured all the same."""
+    number = table.rows_of or table.number
+    unnamed = [cell for metric in table.metrics for cell in published(table.version, number, task="", metric=metric)]
+    tasks = ", ".join(dict.fromkeys(x.cell.task for x in cells))
+    return [f"**Task**: the paper does not name the task of its scores; they stand beside {tasks}."] * bool(unnamed)
 
 
 def _recipe_said(table: PaperTable, recipes: Sequence[Recipe]) -> str:
@@ -156,7 +166,17 @@ def _grid_said(table: PaperTable, cells: Sequence[Labelled]) -> str:
     return f"**Grid**: {grids}; the paper {PAPER_GRID}³."
 
 
-def _budget(steps: Sequence[int], recipe: Recipe) -> str:
-    if steps or recipe.steps:
-        return f"{', '.join(f'{n:,}' for n in steps or [recipe.steps])} steps"
-    return f"{recipe.epochs} epochs"
+def _budget(rows: Collection[Row], recipe: Recipe) -> str:
+    """Steps, and what they come to in passes over the training cases: the smaller the share, the more."""
+    steps = sorted({row.steps for row in rows})
+    if not (steps or recipe.steps):
+        return f"{recipe.epochs} epochs"
+    said = f"{', '.join(f'{n:,}' for n in steps or [recipe.steps])} steps"
+    passes: defaultdict[float, set[int]] = defaultdict(set)
+    for row in rows:
+        passes[row.fraction].add(round(row.steps / math.ceil(row.content["cases"]["training"] / recipe.batch_size)))
+    told = [
+        f"{' to '.join(map(str, sorted({min(of), max(of)})))} epochs of {100 * share:g}% of the data"
+        for share, of in sorted(passes.items())
+    ]
+    return f"{said} ({', '.join(told)})" if told else said

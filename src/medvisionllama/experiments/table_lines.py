@@ -16,6 +16,7 @@ from medvisionllama.experiments.tables import AVERAGE, Published, published
 from medvisionllama.reports.comparison import LOWER_IS_BETTER, marks
 from medvisionllama.reports.statistics import Summary, holm, summary_of
 
+Training = tuple[int, int]  # seed and fold
 PART_ORDER = ("test/native", "test/model", "validation/native", "validation/model", "test", "validation")
 
 
@@ -60,17 +61,26 @@ class Entry:
         """Which parts were scored."""
         return set(self.outside or ()).union(*(row.parts for row in self.rows))
 
-    def by_case(self, part: str, metric: str) -> dict[int, dict[str, float]]:
+    def trainings(self, part: str) -> dict[Training, Row]:
+        """What scored that part, by seed and fold; nothing of another program."""
+        return {(row.seed, row.fold): row for row in self.rows if part in row.parts}
+
+    def by_case(self, part: str, metric: str, among: Collection[Training] | None = None) -> dict[int, dict[str, float]]:
         """Seed to each case's value; where several folds scored a case, the mean of theirs.
 
-        Another program's predictions are taken as one training, whatever the seed they are compared with.
+        Another program's predictions are taken as one training, whatever the seeds and folds they are compared with.
+
+        Args:
+            part: Such as ``test/native``.
+            metric: Of the scores.
+            among: Seeds and folds of the trainings that count; None for all.
         """
         if self.outside is not None:
-            seeds = [0] if part in self.outside else []
-            return {seed: self.outside[part].by_case(metric) for seed in seeds}
+            seeds = {0} if among is None else {seed for seed, _ in among}
+            return {seed: self.outside[part].by_case(metric) for seed in seeds if part in self.outside}
         found: defaultdict[int, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-        for row in self.rows:
-            if part in row.parts:
+        for training, row in self.trainings(part).items():
+            if among is None or training in among:
                 for case, value in row.parts[part].by_case(metric).items():
                     found[row.seed][case].append(value)
         return {seed: {case: float(np.mean(v)) for case, v in cases.items()} for seed, cases in found.items()}
@@ -86,10 +96,12 @@ class Line:
         part: Such as ``test/native``.
         metric: Of the scores.
         published: What the paper prints; None where it prints nothing.
-        by_seed: Each training's mean over cases, by seed.
+        by_seed: Each seed's mean over cases; of several folds over all of theirs.
         cases: Over cases of the seed-averaged values; of each case over the seeds in which it has one.
-        effect: This row less the one it is compared with, over the seeds and cases that both have; None for that row
-            itself, and where they share nothing.
+        folds: Those whose trainings the row has.
+        effect: This row less the one it is compared with, over the trainings (seed and fold) and cases that both have;
+            None for that row itself, and where they share nothing.
+        shared_folds: Those of the trainings compared.
         holm_p: Of the t-test over cases, over the table's lines of the same part.
         measure: What the page calls the row it is compared with.
         tasks: Of an average: over which tasks it is.
@@ -103,7 +115,9 @@ class Line:
     published: Published | None
     by_seed: Mapping[int, float] = field(default_factory=dict)
     cases: Summary = Summary(math.nan, math.nan, math.nan, math.nan, 0)  # noqa: RUF009 (a frozen value)
+    folds: tuple[int, ...] = ()
     effect: Effect | None = None
+    shared_folds: tuple[int, ...] = ()
     holm_p: float = math.nan
     measure: str = ""
     tasks: tuple[str, ...] = ()
@@ -150,6 +164,21 @@ def entries_of(cells: Sequence[Labelled], rows: Mapping[str, Row]) -> list[Entry
     return [Entry(row, task, tuple(m.values()), fraction=fraction) for (row, fraction, task), m in found.items()]
 
 
+def pairs_of(table: PaperTable, entries: Sequence[Entry]) -> list[tuple[Row, Row]]:
+    """The trainings that the table's differences compare, each pair once: the measure's and the row's own."""
+    found: dict[tuple[str, str], tuple[Row, Row]] = {}
+    for entry in entries:
+        measure = _measure(table, entry, [other for other in entries if other.task == entry.task])
+        if measure is None or entry.outside is not None:
+            continue
+        for part in entry.parts() & measure.parts():
+            theirs, ours = measure.trainings(part), entry.trainings(part)
+            for training in sorted(_shared(entry, measure, part)):
+                pair = theirs[training], ours[training]
+                found[pair[0].key, pair[1].key] = pair
+    return list(found.values())
+
+
 def lines_of(table: PaperTable, entries: Sequence[Entry]) -> list[Line]:
     """Every number of the table, by part, task, row and metric."""
     parts = sorted(set().union(*(e.parts() for e in entries)), key=PART_ORDER.index) if entries else []
@@ -182,7 +211,7 @@ def _measure(table: PaperTable, entry: Entry, others: Sequence[Entry]) -> Entry 
 
 
 def _line(table: PaperTable, entry: Entry, measure: Entry | None, part: str, metric: str) -> Line:
-    by_case = entry.by_case(part, metric)
+    by_case, shared = entry.by_case(part, metric), _shared(entry, measure, part)
     pooled: defaultdict[str, list[float]] = defaultdict(list)
     for cases in by_case.values():
         for case, value in cases.items():
@@ -195,26 +224,36 @@ def _line(table: PaperTable, entry: Entry, measure: Entry | None, part: str, met
         _printed_number(table, entry.key, entry.task, metric),
         {seed: _known_mean(cases.values()) for seed, cases in by_case.items()},
         summary_of([_known_mean(values) for values in pooled.values()]),
-        _effect(entry, measure, part, metric),
+        _folds(entry.trainings(part)),
+        _effect(entry, measure, part, metric, shared),
+        _folds(shared),
         measure=measure.printed if measure is not None else "",
         beaten=table.beaten,
     )
 
 
-def _effect(entry: Entry, measure: Entry | None, part: str, metric: str) -> Effect | None:
+def _shared(entry: Entry, measure: Entry | None, part: str) -> set[Training]:
+    """The trainings that both have; of another program all that it is compared with."""
+    theirs = set(measure.trainings(part)) if measure is not None else set()
+    return theirs if entry.outside is not None else theirs & set(entry.trainings(part))
+
+
+def _effect(entry: Entry, measure: Entry | None, part: str, metric: str, among: Collection[Training]) -> Effect | None:
+    """Over these trainings alone: a row with more folds or seeds than its measure would differ by those too."""
     if measure is None:
         return None
-    theirs, ours = measure.by_case(part, metric), entry.by_case(part, metric)
-    if entry.outside is not None and ours:
-        ours = dict.fromkeys(theirs, ours[0])  # one training, whatever the seed it is compared with
-    return effect_of(theirs, ours)
+    return effect_of(measure.by_case(part, metric, among), entry.by_case(part, metric, among))
+
+
+def _folds(trainings: Collection[Training]) -> tuple[int, ...]:
+    return tuple(sorted({fold for _, fold in trainings}))
 
 
 def _average(table: PaperTable, key: RowKey, entries: Sequence[Entry], part: str, metric: str) -> Line:
     """The mean over tasks, of the same tasks in every row: those that each row with any result has.
 
-    A row's seeds are those it has in all of these tasks. The test is over their cases, tasks as strata
-    (:func:`~medvisionllama.experiments.effects.averaged`).
+    A row's trainings (seed and fold) are those it has in all of these tasks. The test is over their cases, tasks as
+    strata (:func:`~medvisionllama.experiments.effects.averaged`).
     """
     by_key: defaultdict[RowKey, dict[str, Entry]] = defaultdict(dict)
     for entry in entries:
@@ -225,30 +264,23 @@ def _average(table: PaperTable, key: RowKey, entries: Sequence[Entry], part: str
     if key not in by_key or not tasks:
         return empty
     own = [by_key[key][task] for task in tasks]
-    means = [{seed: _known_mean(c.values()) for seed, c in e.by_case(part, metric).items()} for e in own]
+    everywhere = set.intersection(*(set(entry.trainings(part)) for entry in own))
+    among = None if key.outside else everywhere
+    means = [{seed: _known_mean(c.values()) for seed, c in e.by_case(part, metric, among).items()} for e in own]
     seeds = sorted(set.intersection(*(set(of_task) for of_task in means)))
     measures = [_measure(table, entry, [e for e in entries if e.task == entry.task]) for entry in own]
+    shared = set.intersection(*(_shared(entry, m, part) for entry, m in zip(own, measures, strict=True)))
+    effects = [_effect(entry, m, part, metric, shared) for entry, m in zip(own, measures, strict=True)]
+    known = [effect for effect in effects if effect is not None]
     return replace(
         empty,
         by_seed={seed: float(np.mean([of_task[seed] for of_task in means])) for seed in seeds},
-        effect=_average_effect(own, measures, part, metric),
+        folds=_folds(everywhere),
+        effect=averaged(known) if len(known) == len(effects) else None,
+        shared_folds=_folds(shared),
         measure=measures[0].printed if measures[0] is not None else "",
         tasks=tuple(tasks),
     )
-
-
-def _average_effect(own: Sequence[Entry], measures: Sequence[Entry | None], part: str, metric: str) -> Effect | None:
-    """Over the seeds that both rows have in all tasks; None where there are none."""
-    by_task = []
-    for entry, measure in zip(own, measures, strict=True):
-        if measure is None:
-            return None
-        theirs, ours = measure.by_case(part, metric), entry.by_case(part, metric)
-        by_task.append((theirs, dict.fromkeys(theirs, ours[0]) if entry.outside is not None and ours else ours))
-    seeds = set.intersection(*({*theirs} & {*ours} for theirs, ours in by_task))
-    effects = [effect_of({s: theirs[s] for s in seeds}, {s: ours[s] for s in seeds}) for theirs, ours in by_task]
-    known = [effect for effect in effects if effect is not None]
-    return averaged(known) if known and len(known) == len(effects) else None
 
 
 def _with_holm(lines: Sequence[Line]) -> list[Line]:

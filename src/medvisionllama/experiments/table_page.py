@@ -12,6 +12,8 @@ from medvisionllama.experiments.table_lines import Line
 from medvisionllama.experiments.tables import Published
 from medvisionllama.reports.wording import MINUS, UNKNOWN, exact, number, p_value, signed
 
+ASTERISKS = " `*` behind a published number is the paper's own, for a significant improvement by MedVisionLlama."
+
 
 def to_markdown(
     table: PaperTable,
@@ -20,14 +22,29 @@ def to_markdown(
     differences: Sequence[str],
     missing: Sequence[str],
     figures: Sequence[str] = (),
+    caption: str = "",
+    table_of_data: str = "",
+    origin: Sequence[str] = (),
 ) -> str:
-    """The page of a table."""
-    kind = "Figure" if table.figure else "Table"
-    text = [f"# {table.version}, {kind} {table.number}: {table.title}"]
+    """The page of a table.
+
+    Args:
+        table: Which it is.
+        lines: Its numbers.
+        counts: Of its networks.
+        differences: What is not as in the paper.
+        missing: What is not measured or not drawn.
+        figures: Files that lie beside the page.
+        caption: What they show.
+        table_of_data: What the tasks hold, where the table is about that.
+        origin: Where the numbers come from, and the command behind them.
+    """
+    text = [f"# {table.version}, {table.printed}: {table.title}"]
     text.append(
         f"*Made by `medvisionllama reproduce {table.name}` from the files in `rows/`; no measured number is typed.*"
     )
     text += [f"![{table.title}]({name})" for name in figures if name.endswith(".png")]
+    text += [f"*{caption}*"] if figures and caption else []
     for part in dict.fromkeys(line.part for line in lines):
         text.append(f"## {_part_title(part)}")
         text.append(_table_of_part(table, [line for line in lines if line.part == part]))
@@ -35,26 +52,46 @@ def to_markdown(
         text.append(
             "Measured: mean over cases of the mean over classes, over seeds where there are several (± SD over seeds). "
             "Interval: 95 % bootstrap over cases; n counts those with a value in any seed. Difference: paired by case "
-            "with the row named, averaged over the seeds that both rows have; behind it stand the pairs tested and "
-            "those seeds, where they are not the n and the seeds of the row. Tests are two-sided over the pairs: the "
-            "paired t-test (in an average tasks count alike and are strata) and Wilcoxon's signed-rank test; d_z is "
-            "the mean difference in units of the differences' SD. Ranks and d_z are of one task: an average has "
-            f"neither. `*` {'a row that is worse, ' if table.beaten else ''}raw p < .05 of the t-test, a dagger where "
-            "it survives Holm's correction over this part of the table. An average is over the tasks that every "
-            "measured row has. The tests are over cases alone: they say nothing of other trainings. The CSV gives "
-            "each difference its 95 % interval: `bootstrap` over the pairs of one task, `t` for an average. "
+            "with the row named, averaged over the trainings (seed and fold) that both rows have; behind it stand the "
+            "pairs tested, the seeds and the folds, where they are not those of the row. Tests are two-sided over the "
+            "pairs: the paired t-test (in an average tasks count alike and are strata) and Wilcoxon's signed-rank "
+            "test; d_z is the mean difference in units of the differences' SD. Ranks and d_z are of one task: an "
+            f"average has neither. `*` behind a measured number: {_marked(table)}, raw p < .05 of the t-test, a "
+            "dagger where it survives Holm's correction over this part of the table. An average is over the tasks "
+            "that every measured row has. The tests are over cases alone: they say nothing of other trainings. The "
+            "CSV gives each difference its 95 % interval: `bootstrap` over the pairs of one task, `t` for an average. "
             "Published ±: as printed; of what it is the SD the paper does not say."
+            + ASTERISKS
+            * any(line.published is not None and line.published.significant for line in lines)
         )
+    if table_of_data:
+        text += ["## The data", table_of_data]
     if counts:
         text += ["## Networks", _table_of_counts(counts)]
     text += ["## What differed", "\n".join(f"- {difference}" for difference in differences)]
     if missing:
         text += ["## What is missing", "\n".join(missing)]
+    if origin:
+        text += ["## Where the numbers come from", *origin]
     return "\n\n".join(text) + "\n"
 
 
+def _marked(table: PaperTable) -> str:
+    return (
+        "a row that is worse"
+        if table.beaten
+        else f"a row that differs, for better or worse as its sign under *less {_measure_of(table)}* tells"
+    )
+
+
+def _measure_of(table: PaperTable) -> str:
+    """The row that the others are compared with."""
+    return table.against or next(iter(table.rows), "")
+
+
 def _table_of_part(table: PaperTable, lines: Sequence[Line]) -> str:
-    against = table.against or next(iter(table.rows), "")
+    against = _measure_of(table)
+    several_folds = any(len(line.folds) > 1 for line in lines) or len({line.folds for line in lines if line.folds}) > 1
     text = [
         f"| task | metric | row | published | measured | interval over cases (n) | seeds | less {against} | p (t) | "
         "p (Wilcoxon) | d_z |",
@@ -69,20 +106,31 @@ def _table_of_part(table: PaperTable, lines: Sequence[Line]) -> str:
         text.append(
             f"| {task} | {line.metric} | {line.printed} | {_as_printed(line.published)} | "
             f"{number(line.measured, line.metric)}{spread}{line.marks} | {interval if line.cases.n else UNKNOWN} | "
-            f"{len(line.by_seed) or UNKNOWN} | {_less(line, against)} | "
+            f"{_trainings(line, several_folds)} | {_less(line, against)} | "
             f"{' | '.join(map(p_value, tested))} | {_effect_size(effect)} |"
         )
     return "\n".join(text)
 
 
+def _trainings(line: Line, several_folds: bool) -> str:
+    """How many seeds, and which folds where the table has more than one."""
+    folds = f", {_folds(line.folds)}" if several_folds and line.folds else ""
+    return f"{len(line.by_seed)}{folds}" if line.by_seed else UNKNOWN
+
+
+def _folds(folds: Sequence[int]) -> str:
+    return f"fold{'' if len(folds) == 1 else 's'} {', '.join(map(str, folds))}"
+
+
 def _less(line: Line, against: str) -> str:
-    """The difference; behind it what the table's columns do not say: less what, over which pairs and seeds."""
+    """The difference; behind it what the table's columns do not say: less what, over which pairs, seeds and folds."""
     effect = line.effect
     if effect is None:
         return UNKNOWN
     said = [f"less {line.measure}"] if line.measure != against else []
     said += [f"n {effect.cases.n}"] if effect.cases.n != line.cases.n else []
     said += [f"seeds {', '.join(map(str, effect.seeds))}"] if len(effect.seeds) != len(line.by_seed) else []
+    said += [_folds(line.shared_folds)] if line.folds and line.shared_folds != line.folds else []
     return signed(effect.difference, line.metric) + (f" ({'; '.join(said)})" if said else "")
 
 
@@ -108,8 +156,9 @@ def to_csv(table: PaperTable, lines: Sequence[Line], counts: Sequence[Counted]) 
     """The same as one table of plain numbers."""
     head = (
         "table", "row", "task", "part", "metric", "published", "published_sd", "published_mark", "measured", "seeds",
-        "seed_sd", "case_low", "case_high", "cases", "difference", "difference_low", "difference_high",
-        "difference_interval", "pairs", "shared_seeds", "t_p", "holm_p", "wilcoxon_p", "cohens_dz", "marks",
+        "folds", "seed_sd", "case_low", "case_high", "cases", "difference", "difference_low", "difference_high",
+        "difference_interval", "pairs", "shared_seeds", "shared_folds", "t_p", "holm_p", "wilcoxon_p", "cohens_dz",
+        "marks",
     )  # fmt: skip
     rows: list[tuple[str, ...]] = [head]
     for line in lines:
@@ -118,8 +167,8 @@ def to_csv(table: PaperTable, lines: Sequence[Line], counts: Sequence[Counted]) 
             (
                 table.name, line.printed, line.task, line.part, line.metric, exact(was.value if was else math.nan),
                 exact(was.sd if was else math.nan), "*" if was and was.significant else "", exact(line.measured),
-                str(len(line.by_seed)), exact(line.seed_sd), exact(line.cases.low), exact(line.cases.high),
-                str(line.cases.n), *_compared(line), line.marks,
+                str(len(line.by_seed)), " ".join(map(str, line.folds)), exact(line.seed_sd), exact(line.cases.low),
+                exact(line.cases.high), str(line.cases.n), *_compared(line), line.marks,
             )
         )  # fmt: skip
     for c in counts:
@@ -135,13 +184,14 @@ def to_csv(table: PaperTable, lines: Sequence[Line], counts: Sequence[Counted]) 
 def _compared(line: Line) -> tuple[str, ...]:
     """The columns of a difference, from itself to its effect size; all empty where there is none."""
     if line.effect is None:
-        return ("",) * 10
+        return ("",) * 11
     effect, over_cases = line.effect, line.effect.cases
     return (
         *map(exact, (effect.difference, over_cases.low, over_cases.high)),
         line.difference_interval,
         str(over_cases.n),
         str(len(effect.seeds)),
+        " ".join(map(str, line.shared_folds)),
         *map(exact, (over_cases.t_p, line.holm_p, over_cases.wilcoxon_p, over_cases.cohens_dz)),
     )
 

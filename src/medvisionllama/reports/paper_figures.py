@@ -1,7 +1,8 @@
 """The two papers' figures by name, one function each, drawn from run folders alone.
 
 ``v1`` and ``v2`` are the paper's versions; ``v1-D-F3`` is figure 3 of the first version's appendix D. What a label
-calls a model is the run's label (:func:`~medvisionllama.reports.run_contents.read_runs`).
+calls a model is the run's label (:func:`~medvisionllama.reports.run_contents.read_runs`); charts take runs that differ
+in seed and fold alone together, and have a panel a task (:mod:`~medvisionllama.reports.settings`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,6 @@ from medvisionllama.reports.drawing import (
     MARKERS,
     PLATE,
     PLATE_INK,
-    chart,
     run_colour,
     run_dashes,
     save,
@@ -40,12 +41,15 @@ from medvisionllama.reports.mosaic import (
     labels_in,
 )
 from medvisionllama.reports.run_contents import Picture, RunContents, read_maps, read_picture, read_runs
-from medvisionllama.reports.score_table import overall
-from medvisionllama.reports.statistics import Paired, holm, paired
+from medvisionllama.reports.settings import Setting, compared, settings_of, task_of, tasks_of
+from medvisionllama.reports.statistics import holm, summary_of
 from medvisionllama.reports.wording import p_value
 
 RADAR_METRICS = ("dice", "jaccard", "precision", "recall", "specificity", "nsd", "hd95_mm")
 MOST_COLUMNS = 10
+MOST_PANELS = 5  # beside each other
+
+_Column = tuple[str, str]  # task and case
 
 
 def draw_paper_figure(name: str, runs: Sequence[Path], out: Path, part: str = "validation") -> list[Path]:
@@ -69,27 +73,29 @@ def draw_paper_figure(name: str, runs: Sequence[Path], out: Path, part: str = "v
 def qualitative_grid(runs: Sequence[RunContents], part: str, cases: Sequence[str] = ()) -> Figure:
     """v2 figure 2, v1 figures 5 and C2: rows image, reference, and one prediction a run; columns cases; Dice per panel.
 
-    Each column is the axial slice with most reference. Runs on different tasks fill different columns. Columns are
-    ``cases``; without them at most ten, best first: those that no other case outdoes in the runs that have a picture.
+    Each column is the axial slice with most reference. Runs that differ in their task alone share a row and fill
+    different columns. Columns are ``cases``; without them at most ten, the tasks in turn, best first: those that no
+    other case outdoes in the rows that have a picture.
 
     Raises:
         InputError: No run has pictures of that part.
     """
-    pictures = {run.label: _pictures(run, part) for run in runs}
-    cases = [case for case in cases if any(case in of_run for of_run in pictures.values())] or _widely_kept(pictures)
-    if not cases:
+    pictures = _by_row(runs, part)
+    kept = {column for of_row in pictures.values() for column in of_row}
+    columns = [column for case in cases for column in sorted(kept) if column[1] == case] or _widely_kept(pictures)
+    if not columns:
         raise _unscored(runs, part, "pictures of cases")
     rows = ["image", "reference", *pictures]
-    firsts = [next(of_run[case][0] for of_run in pictures.values() if case in of_run) for case in cases]
+    firsts = [next(of_row[c][0] for of_row in pictures.values() if c in of_row) for c in columns]
     proportions = [_width_over_height(picture, field_of_view(picture)) for picture in firsts]
     figure, grid = _plates(proportions, len(rows), foot=0.28)
-    for column, case in enumerate(cases):
-        shown = {label: of_run[case] for label, of_run in pictures.items() if case in of_run}
-        first = firsts[column]
+    for place, column in enumerate(columns):
+        shown = {label: of_row[column] for label, of_row in pictures.items() if column in of_row}
+        first = firsts[place]
         plane, box = PLANES[0], field_of_view(first)
         index = fullest_slice(first, plane)
         for row, name in enumerate(rows):
-            axes = figure.add_subplot(grid[row, column])
+            axes = figure.add_subplot(grid[row, place])
             picture, dice = shown.get(name, (first, math.nan))
             labels = {"image": None, "reference": first.reference}.get(name, picture.prediction)
             if name in pictures and name not in shown:
@@ -107,16 +113,19 @@ def qualitative_grid(runs: Sequence[RunContents], part: str, cases: Sequence[str
                 draw_slice(axes, picture, plane, index, labels, box)
             if not math.isnan(dice):
                 draw_note(axes, 0.97, 0.03, f"{dice:.2f}", "right", "bottom", size=8)
-            if column == 0:
+            if place == 0:
                 axes.text(
                     -0.08, 0.5, name, transform=axes.transAxes, rotation=90, va="center", ha="right", color=PLATE_INK
                 )
             if row == 0:
-                axes.set_title(case, fontsize=6, loc="center", pad=3, color=PLATE_INK, fontweight="normal")
+                axes.set_title(column[1], fontsize=6, loc="center", pad=3, color=PLATE_INK, fontweight="normal")
     shown_labels = {
-        int(v) for of_run in pictures.values() for case in cases if case in of_run for v in labels_in(of_run[case][0])
+        int(v) for of_row in pictures.values() for c in columns if c in of_row for v in labels_in(of_row[c][0])
     }
-    names = {value: name for run in reversed(runs) for value, name in run.class_names.items()}
+    names: dict[int, str] = {}
+    for value, name in (item for run in runs for item in run.class_names.items()):
+        known = names[value].split(" / ") if value in names else []
+        names[value] = " / ".join(dict.fromkeys([*known, name]))  # tasks have their own names for a number
     class_legend(figure, shown_labels, names, "lower left")  # where a phone shows it without scrolling
     return figure
 
@@ -217,25 +226,31 @@ def few_shot_curves(runs: Sequence[RunContents], part: str = "") -> Figure:
 
 @styled
 def language_model_boxes(runs: Sequence[RunContents], part: str) -> Figure:
-    """v2 figure 5: one box a run, of each case's mean Dice over classes; the mean is a diamond.
+    """v2 figure 5: one box a setting, of each case's mean Dice over classes; the mean is a diamond; a panel a task.
 
-    Above each later box stands the p of the paired t-test against the first run on the cases they share, ``*`` below
-    .05, and a dagger where it stays there after Holm's correction over the tests of this figure.
+    Above each later box stands the p of the paired t-test against the first setting of the task on the cases they
+    share, ``*`` below .05, and a dagger where it stays there after Holm's correction over the tests of this figure.
     """
-    scored = [(index, run, found) for index, run in enumerate(runs) if (found := run.part(part))]
-    if not scored:
-        raise _unscored(runs, part)
-    figure, axes = chart("", "", "Dice, mean of classes", width=1.4 + 1.1 * len(scored))
-    for place, (index, _, found) in enumerate(scored):
-        values = [value for value in found.values("dice").values() if not math.isnan(value)]
-        _upright_box(axes, values, place, index)
-    first = scored[0][2].values("dice")
-    results = [_against(first, found.values("dice")) for _, _, found in scored[1:]]
-    for place, (result, adjusted) in enumerate(zip(results, holm([r.t_p for r in results]), strict=True), start=1):
-        said = f"p {p_value(result.t_p)}{marks(result.t_p, adjusted)}\nn = {result.n}"
+    settings, tasks = _scored(runs, part)
+    figure, panels = _panels(tasks, width=1.4 + 1.1 * len(settings), height=3.1, pad=30)
+    tests = []
+    for axes, task in zip(panels, tasks, strict=True):
+        axes.set_ylabel("Dice, mean of classes")
+        shown = [(index, each) for index, each in enumerate(settings) if each.scored(task, part)]
+        for place, (index, setting) in enumerate(shown):
+            values = setting.by_case(task, part, "dice").values()
+            _upright_box(axes, [value for value in values if not math.isnan(value)], place, index)
+        axes.set_xticks(range(len(shown)), [setting.label.replace(", ", "\n") for _, setting in shown])
+        axes.grid(visible=False, axis="x")
+        first = shown[0][1]
+        tests += [
+            (axes, place, compared(first, other, task, part, "dice"))
+            for place, (_, other) in enumerate(shown[1:], start=1)
+        ]
+    adjusted = holm([result.t_p for *_, result in tests])
+    for (axes, place, result), holm_p in zip(tests, adjusted, strict=True):
+        said = f"p {p_value(result.t_p)}{marks(result.t_p, holm_p)}\nn = {result.n}"
         axes.annotate(said, (place, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8)
-    axes.set_xticks(range(len(scored)), [run.label.replace(", ", "\n") for _, run, _ in scored])
-    axes.grid(visible=False, axis="x")
     return figure
 
 
@@ -243,76 +258,94 @@ def language_model_boxes(runs: Sequence[RunContents], part: str) -> Figure:
 def training_curves(runs: Sequence[RunContents], part: str = "") -> Figure:
     """v1 figure 3: validation Dice, training loss and, where logged, validation loss; one line a run.
 
-    ``part`` has no meaning here.
+    Several seeds or tasks are averaged where they have logged the same steps: one line a setting. ``part`` has no
+    meaning here.
     """
     charts = [chart for chart in CURVES if has_curve(runs, chart.key)]
     if not charts:
         raise _lacking("a training log", "Train again.")
+    settings = settings_of(runs)
     figure = Figure(figsize=(4 * len(charts), 3.6), layout="constrained")
     for axes, curve in zip(figure.subplots(1, len(charts), squeeze=False)[0], charts, strict=True):
         axes.set(title=curve.title, xlabel="step", ylabel=curve.measured)
-        draw_curves(axes, runs, curve.key, marker=curve.marker, legend=False)
+        if len(settings) == len(runs):
+            draw_curves(axes, runs, curve.key, marker=curve.marker, legend=False)
+            continue
+        for index, setting in enumerate(settings):
+            points = _averaged(setting.runs, curve.key)
+            if len(points):
+                style: dict[str, Any] = {"color": run_colour(index), "linestyle": run_dashes(index)}
+                if curve.marker and len(points) <= 40:
+                    style |= {"marker": MARKERS[index % len(MARKERS)], "markersize": 4}
+                told = f"{setting.label}, mean of {len(setting.runs)}" if len(setting.runs) > 1 else setting.label
+                axes.plot(points[:, 0], points[:, 1], label=told, **style)
     figure.legend(*_all_handles(figure), loc="outside lower center", ncols=3)
     return figure
 
 
 @styled
 def radar(runs: Sequence[RunContents], part: str) -> Figure:
-    """v1 figure D-F3: every metric on its own spoke, the rim is better.
+    """v1 figure D-F3: every metric on its own spoke, the rim is better; a panel a task, a line a setting.
 
-    Shares run from 0 to 1; HD95 runs backwards from twice the worst run's value (the centre) to 0 mm (the rim).
+    Shares run from 0 to 1; HD95 runs backwards from twice the task's worst mean (the centre) to 0 mm (the rim).
     """
-    scored = [(index, run, found) for index, run in enumerate(runs) if (found := run.part(part))]
-    metrics = [m for m in RADAR_METRICS if any(m in found.metrics for _, _, found in scored)]
+    settings, tasks = _scored(runs, part)
+    found = [scored for each in settings for task in tasks for scored in each.scored(task, part).values()]
+    metrics = [m for m in RADAR_METRICS if any(m in scored.metrics for scored in found)]
     if not metrics:
         raise _unscored(runs, part)
     angles = np.linspace(0, 2 * np.pi, len(metrics), endpoint=False)
-    figure = Figure(figsize=(5, 4.6), layout="constrained")
-    axes: Any = figure.add_subplot(projection="polar")
-    centre_mm = 2 * max((overall(found, "hd95_mm").mean for _, _, found in scored), default=math.nan)
-    for index, run, found in scored:
-        means = [overall(found, metric).mean for metric in metrics]
-        radii = [
-            1 - mean / centre_mm if metric == "hd95_mm" else mean for metric, mean in zip(metrics, means, strict=True)
+    figure, panels = _panels(tasks, width=5, height=4.6, pad=30, polar=True)
+    for axes, task in zip(panels, tasks, strict=True):
+        shown = [(index, each) for index, each in enumerate(settings) if each.scored(task, part)]
+        means = {index: [_mean_of(each, task, part, metric) for metric in metrics] for index, each in shown}
+        at = metrics.index("hd95_mm") if "hd95_mm" in metrics else -1
+        centre_mm = 2 * max((of[at] for of in means.values()), default=math.nan) if at >= 0 else math.nan
+        for index, each in shown:
+            radii = [
+                1 - mean / centre_mm if metric == "hd95_mm" else mean
+                for metric, mean in zip(metrics, means[index], strict=True)
+            ]
+            style: dict[str, Any] = {"color": run_colour(index), "linestyle": run_dashes(index)}
+            axes.plot([*angles, angles[0]], [*radii, radii[0]], label=each.label, **style)
+        names = [
+            f"HD95\n(rim 0 mm,\ncentre {centre_mm:.1f} mm)" if m == "hd95_mm" else METRIC_TITLES[m].split(" (")[0]
+            for m in metrics
         ]
-        closed = [*radii, radii[0]]
-        style: dict[str, Any] = {"color": run_colour(index), "linestyle": run_dashes(index)}
-        axes.plot([*angles, angles[0]], closed, label=run.label, **style)
-    names = [
-        f"HD95\n(rim 0 mm,\ncentre {centre_mm:.1f} mm)" if m == "hd95_mm" else METRIC_TITLES[m].split(" (")[0]
-        for m in metrics
-    ]
-    axes.set_xticks(angles, names)
-    axes.set_ylim(0, 1)
-    axes.tick_params(axis="x", pad=14)
-    axes.set_rlabel_position(180 / len(metrics))
-    axes.tick_params(axis="y", labelsize=7, labelcolor=INK_SOFT)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        axes.set_xticks(angles, names)
+        axes.set_ylim(0, 1)
+        axes.tick_params(axis="x", pad=14)
+        axes.set_rlabel_position(180 / len(metrics))
+        axes.tick_params(axis="y", labelsize=7, labelcolor=INK_SOFT)
+    figure.legend(*_all_handles(figure), loc="outside lower center", ncols=2)
     return figure
 
 
 @styled
 def hybrid_strategies(runs: Sequence[RunContents], part: str) -> Figure:
-    """v1 figure A-F1: parameters against Dice with its 95 % interval, one marker a run."""
-    figure, axes = chart("", "parameters in millions, trained and frozen", "Dice, mean of classes")
-    for index, run in enumerate(runs):
-        found, counts = run.part(part), run.summary.get("parameters") or {}
-        if found is None or not counts:
-            continue
-        cell = overall(found, "dice")
-        axes.errorbar(
-            sum(counts.values()) / 1e6,
-            cell.mean,
-            yerr=[[cell.mean - cell.low], [cell.high - cell.mean]],
-            marker=MARKERS[index % len(MARKERS)],
-            color=run_colour(index),
-            linestyle="",
-            capsize=3,
-            label=run.label,
-        )
-    if not axes.containers:
+    """v1 figure A-F1: parameters against Dice with its 95 % interval over cases; a marker a setting, a panel a task."""
+    settings, tasks = _scored(runs, part)
+    figure, panels = _panels(tasks, width=4.6, height=3.1)
+    for axes, task in zip(panels, tasks, strict=True):
+        axes.set(xlabel="parameters in millions, trained and frozen", ylabel="Dice, mean of classes")
+        for index, each in enumerate(settings):
+            counts = next((c for run in each.on(task) if (c := run.summary.get("parameters"))), None)
+            if not counts or not each.scored(task, part):
+                continue
+            cell = summary_of(list(each.by_case(task, part, "dice").values()))
+            axes.errorbar(
+                sum(counts.values()) / 1e6,
+                cell.mean,
+                yerr=[[cell.mean - cell.low], [cell.high - cell.mean]],
+                marker=MARKERS[index % len(MARKERS)],
+                color=run_colour(index),
+                linestyle="",
+                capsize=3,
+                label=each.label,
+            )
+    if not any(axes.containers for axes in panels):
         raise _unscored(runs, part, "scores with parameter counts")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.legend(*_all_handles(figure), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -330,9 +363,53 @@ PAPER_FIGURES: dict[str, Callable[[Sequence[RunContents], str], Figure]] = {
 }
 
 
-def _against(first: dict[str, float], second: dict[str, float]) -> Paired:
-    shared = [case for case in first if case in second]
-    return paired([first[case] for case in shared], [second[case] for case in shared])
+def _scored(runs: Sequence[RunContents], part: str) -> tuple[list[Setting], list[str]]:
+    """The settings with scores of that part, and the tasks they are of.
+
+    Raises:
+        InputError: There are none.
+    """
+    scored = [run for run in runs if run.part(part)]
+    if not scored:
+        raise _unscored(runs, part)
+    return settings_of(scored), tasks_of(scored)
+
+
+def _panels(
+    tasks: Sequence[str], width: float, height: float, *, pad: float = 6, polar: bool = False
+) -> tuple[Figure, list[Any]]:
+    """A chart a task, at most ``MOST_PANELS`` beside each other; a single one has no title.
+
+    ``pad`` is the height in points that is left between a chart and its title.
+    """
+    columns = min(len(tasks), MOST_PANELS)
+    rows = -(-len(tasks) // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    panels = [
+        figure.add_subplot(rows, columns, place, projection="polar" if polar else None)
+        for place in range(1, len(tasks) + 1)
+    ]
+    if len(tasks) > 1:
+        for axes, task in zip(panels, tasks, strict=True):
+            axes.set_title(task, pad=pad)
+    return figure, panels
+
+
+def _mean_of(setting: Setting, task: str, part: str, metric: str) -> float:
+    """Over cases of their means over trainings."""
+    return summary_of(list(setting.by_case(task, part, metric).values())).mean
+
+
+def _by_row(runs: Sequence[RunContents], part: str) -> dict[str, dict[_Column, tuple[Picture, float]]]:
+    """Row to its pictures and their Dice by task and case: runs that differ in their task alone share a row."""
+    rows: defaultdict[str, dict[_Column, tuple[Picture, float]]] = defaultdict(dict)
+    for setting in settings_of(runs):
+        for run in setting.runs:
+            alone = len(setting.on(task_of(run))) == 1
+            told = f"{setting.label}, seed {run.summary.get('seed')}, fold {run.summary.get('fold')}"
+            row = run.label if len(tasks_of(runs)) == 1 else setting.label if alone else told
+            rows[row] |= {(task_of(run), case): found for case, found in _pictures(run, part).items()}
+    return dict(rows)
 
 
 def _pictures(run: RunContents, part: str) -> dict[str, tuple[Picture, float]]:
@@ -345,12 +422,17 @@ def _pictures(run: RunContents, part: str) -> dict[str, tuple[Picture, float]]:
     return {case: (read_picture(found.pictures[case]), dice.get(case, math.nan)) for case in ordered}
 
 
-def _widely_kept(pictures: Mapping[str, Mapping[str, object]]) -> list[str]:
-    """At most ten cases, best first; none whose runs with a picture of it all have one of another case, and more do."""
-    cases = dict.fromkeys(case for of_run in pictures.values() for case in of_run)
-    kept_by = {case: frozenset(run for run, of_run in pictures.items() if case in of_run) for case in cases}
-    kinds = set(kept_by.values())
-    return [case for case in cases if not any(kept_by[case] < kind for kind in kinds)][:MOST_COLUMNS]
+def _widely_kept(pictures: Mapping[str, Mapping[_Column, object]]) -> list[_Column]:
+    """At most ten, tasks in turn, best first; of a task none whose rows with a picture all have a more shared one."""
+    columns = dict.fromkeys(column for of_row in pictures.values() for column in of_row)
+    kept_by = {column: frozenset(row for row, of_row in pictures.items() if column in of_row) for column in columns}
+    of_tasks: defaultdict[str, list[_Column]] = defaultdict(list)
+    for column in columns:
+        others = {kept_by[other] for other in columns if other[0] == column[0]}
+        if not any(kept_by[column] < other for other in others):
+            of_tasks[column[0]].append(column)
+    in_turn = [column for turn in zip_longest(*of_tasks.values()) for column in turn if column]
+    return sorted(in_turn[:MOST_COLUMNS], key=lambda column: [*of_tasks].index(column[0]))
 
 
 def _plates(widths: Sequence[float], rows: int, foot: float = 0.0) -> tuple[Figure, Any]:

@@ -57,6 +57,11 @@ def count(value: int | None) -> str:
     return UNKNOWN if value is None else f"{value:,}"
 
 
+def counted(n: int, what: str) -> str:
+    """Such as ``1 seed`` and ``2 seeds``."""
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
 def duration(seconds: float | None) -> str:
     """Such as ``42 s``, ``4 min 10 s`` or ``3 h 05 min``; a dash where it is not known."""
     if seconds is None:

@@ -1,15 +1,14 @@
-"""Where the study's numbers come from, what they cannot say, and what is not measured yet."""
+"""What the study's numbers cannot say, and what is not measured yet."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 from medvisionllama.experiments.pretraining import LORAS, MIDDLES, Place, Scope, gaps_of, told_apart
-from medvisionllama.experiments.pretraining_contrasts import Contrast, Measured
-from medvisionllama.experiments.pretraining_wording import counted, data_of, network_of
+from medvisionllama.experiments.pretraining_contrasts import Measured
+from medvisionllama.experiments.pretraining_wording import data_of, network_of
 from medvisionllama.experiments.retold import GATED
-from medvisionllama.experiments.rows import Row
+from medvisionllama.reports.wording import counted
 
 
 def limits(measured: Measured) -> str:
@@ -77,65 +76,6 @@ def _size_of_block(block: str, measured: Measured) -> str:
             return f"{block} (a block of {frozen - without[0].content['parameters']['frozen']:,} parameters)"
         return f"{block} ({frozen:,} frozen parameters, the block and its mappers' fixed start)"
     return block
-
-
-def provenance(rows: Sequence[Row]) -> str:
-    """Trainings, hours, seeds, machines and programs, as a list; empty without rows."""
-    if not rows:
-        return ""
-    training = sum(row.seconds for row in rows)
-    sources = Counter(row.content["source"] for row in rows)
-    machines = Counter(
-        f"{row.content['environment'].get('processor')}, {row.content['environment'].get('device')}, "
-        f"{row.content['environment'].get('cores')} thread(s)"
-        for row in rows
-    )
-    torches = sorted({row.content["environment"]["packages"]["torch"] for row in rows})
-    dates = sorted(row.content["environment"]["date"][:10] for row in rows)
-    return "\n".join(
-        [
-            f"- {counted(len(rows), 'training')}, {training / 3600:.1f} hours of training in all, by the clock.",
-            f"- Seeds: {', '.join(str(seed) for seed in sorted({row.seed for row in rows}))}.",
-            f"- Machine: {'; '.join(f'{name} ({n} rows)' for name, n in machines.most_common())}.",
-            f"- Program: {'; '.join(f'`{name}` ({n} rows)' for name, n in sources.most_common())}; torch "
-            f"{', '.join(torches)}; {dates[0]} to {dates[-1]}.",
-        ]
-    )
-
-
-def unlike_pairs(measured: Measured, lines: Sequence[Contrast]) -> str:
-    """Whether differences are of the middles alone: other programs and machines round otherwise."""
-    pairs = [
-        (measured[line.place.with_middle(line.first)][seed], measured[line.place][seed])
-        for line in lines
-        for seed in line.effect.seeds
-    ]
-    if not pairs:
-        return ""
-    unlike = Counter(what for pair in pairs for what in _unlike(*pair))
-    if not unlike:
-        return (
-            f"All {len(pairs)} pairs of trainings behind these differences are each of one program, one version of "
-            "torch and one kind of machine."
-        )
-    said = "; ".join(f"{what} ({n})" for what, n in unlike.most_common())
-    return (
-        f"**Of the {len(pairs)} pairs of trainings behind these differences some differ in more than their middle**: "
-        f"{said}. Batches are drawn equally all the same, but what rounds otherwise trains apart."
-    )
-
-
-def _unlike(one: Row, other: Row) -> list[str]:
-    here, there = ({"program": row.content["source"], **_machine(row)} for row in (one, other))
-    return [what for what in here if here[what] != there[what]]
-
-
-def _machine(row: Row) -> dict[str, str]:
-    environment = row.content["environment"]
-    return {
-        "version of torch": environment["packages"]["torch"],
-        "machine": f"{environment.get('processor')}, {environment.get('device')}",
-    }
 
 
 def missing(measured: Measured, scope: Scope, commands: Sequence[str]) -> str:
