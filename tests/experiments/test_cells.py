@@ -145,9 +145,10 @@ SPLITS = ROWS.parents[1] / "task04-native" / "splits.json"
 
 
 def strangers(rows: Path) -> list[str]:
-    """Files of the study that no cell of the plan has the key of: they would be measured again."""
-    digest = splits_digest(read_splits(SPLITS))
-    known = {planned.key for planned in study_cells([(PLANNED_TASK, digest)])}
+    """Files of the study that no cell of the plan, or of what was added to it, has the key of: measured again."""
+    task = [(PLANNED_TASK, splits_digest(read_splits(SPLITS)))]
+    without_adapters = study_cells(task, middles=("shuffled", "pretrained"), loras=("none",), fractions=(1.0,))
+    known = {cell.key for cell in [*study_cells(task), *without_adapters]}
     files = sorted(rows.glob("*.json"))
     return [path.name for path in files if (row := read_row(path)).block in ("", "minilm-l6") and row.key not in known]
 
