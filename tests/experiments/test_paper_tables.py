@@ -318,7 +318,9 @@ def test_few_shot_curves_pair_the_models_by_share(
     drawn: list[Figure] = []
 
     def draw(name: str, runs: Sequence[Path], out: Path, part: str) -> list[Path]:
-        drawn.append(few_shot_curves(read_runs(runs)))
+        contents = read_runs(runs)
+        assert [run.class_names for run in contents] == [{1: "a", 2: "b"}] * 4
+        drawn.append(few_shot_curves(contents))
         return []
 
     monkeypatch.setattr("medvisionllama.experiments.row_figures.draw_paper_figure", draw)

@@ -88,6 +88,7 @@ def write_as_run(row: Row, printed: str, folder: Path) -> None:
     """What of a run folder a row still knows: summary, log, scores."""
     run = RunFolder(folder)
     content = row.content
+    classes = next(iter(row.parts.values())).classes if row.parts else ()  # of the paper protocol: all merged to 1
     summary = {
         "format": 1,
         "model": printed,
@@ -100,6 +101,7 @@ def write_as_run(row: Row, printed: str, folder: Path) -> None:
         "seconds": row.seconds,
         "parameters": content["parameters"],
         "cases": content["cases"],
+        "classes": {str(value): name for value, name in enumerate(classes, start=1)},
     }
     write_json(run.summary, summary)
     write_json(run.environment, content["environment"])
