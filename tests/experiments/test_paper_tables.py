@@ -30,7 +30,8 @@ from medvisionllama.experiments.request import Request
 from medvisionllama.experiments.rows import Row
 from medvisionllama.experiments.table_counts import CLOCKED, counts_of
 from medvisionllama.experiments.table_differences import differences_of
-from medvisionllama.experiments.table_lines import entries_of, lines_of
+from medvisionllama.experiments.table_entries import entries_of
+from medvisionllama.experiments.table_lines import lines_of
 from medvisionllama.experiments.table_page import to_csv, to_markdown
 from medvisionllama.experiments.tables import PUBLISHED, published
 from medvisionllama.models import costs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from medvisionllama.experiments.paper_tables import TABLES, Budget, Labelled, ta
 from medvisionllama.experiments.rows import PartScores, Row
 from medvisionllama.experiments.table_counts import Counted
 from medvisionllama.experiments.table_differences import differences_of
-from medvisionllama.experiments.table_lines import Entry, Line, RowKey, entries_of, lines_of, pairs_of
+from medvisionllama.experiments.table_entries import Entry, RowKey, entries_of
+from medvisionllama.experiments.table_lines import Line, lines_of, pairs_of
 from medvisionllama.experiments.table_page import to_csv, to_markdown
 from medvisionllama.experiments.tables import published
 from medvisionllama.models.medvisionllama import ModelConfig
@@ -156,7 +158,7 @@ def test_only_trainings_of_the_same_fold_are_compared(tmp_path: Path) -> None:
     rows = [make_row(x.cell, tmp_path, {"test/native": scores(mean)}) for x in cells if (mean := dice(x)) is not None]
     lines = lines_of(TABLES["v2-T2"], entries_of(cells, {row.key: row for row in rows}))
     vit, ours = (dice_lines(lines, HIPPOCAMPUS)[RowKey(row, 1.0, False)] for row in ("ViT-Baseline", "MedVisionLlama"))
-    assert (vit.folds, ours.folds, ours.shared_folds) == ((0, 1), (0,), (0,))
+    assert (vit.trainings, ours.trainings, ours.compared) == (((0, 0), (0, 1)), ((0, 0),), ((0, 0),))
     assert ours.effect is not None
     assert (ours.effect.difference, ours.marks) == (0, "")  # not 0.5 - (0.5 + 0.9) / 2
     page = to_markdown(TABLES["v2-T2"], lines, [], [], [])
@@ -178,6 +180,74 @@ def test_a_row_with_more_folds_than_its_measure_tells_those_compared(tmp_path: P
     assert ours.effect.difference == pytest.approx(0, abs=0.02)
     assert ours.measured == pytest.approx(0.6, abs=0.02)
     assert "(fold 1)" in to_markdown(TABLES["v2-T2"], lines, [], [], [])
+
+
+def test_a_stopped_matrix_compares_every_case_that_a_shared_training_scored(tmp_path: Path) -> None:
+    """Seeds run outermost, then folds: the usual state after a stop. On the validation part a case is of one fold."""
+    cells = labelled("v2-T2", folds=(0, 1), seeds=(0, 1))
+    rows = []
+    for x in cells:
+        if (x.cell.seed, x.cell.fold) != (1, 1):
+            better = 0.2 if x.cell.fold and x.row == "MedVisionLlama" else 0.0
+            row = make_row(x.cell, tmp_path, {"validation/native": [v + better for v in scores(0.5, n=6)]})
+            cases = tuple(f"fold{x.cell.fold}_{n}" for n in range(6))
+            rows.append(replace(row, parts={p: replace(s, cases=cases) for p, s in row.parts.items()}))
+    entries = entries_of(cells, {row.key: row for row in rows})
+    vit, ours = dice_lines(lines_of(TABLES["v2-T2"], entries), HIPPOCAMPUS).values()
+    assert ours.effect is not None
+    assert (ours.effect.cases.n, ours.compared) == (12, ((0, 0), (0, 1), (1, 0)))
+    assert ours.effect.difference == pytest.approx(0.1)  # half of the cases gain .2, however many trainings scored them
+    assert ours.measured - vit.measured == pytest.approx(0.1)
+    assert ours.cases.low < ours.measured < ours.cases.high
+    assert math.isnan(ours.seed_sd), "the seeds differ in their folds"
+    page = to_markdown(TABLES["v2-T2"], lines_of(TABLES["v2-T2"], entries), [], [], [])
+    assert "| 2 (seed 0 fold 0; seed 0 fold 1; seed 1 fold 0) | +0.100 |" in page
+    fold_0 = {m: np.array([scores(0.9, n=6)]) for m in METRICS}
+    theirs = Entry(
+        "x",
+        HIPPOCAMPUS,
+        outside={"validation/native": PartScores(rows[0].parts["validation/native"].cases, ("f",), fold_0, 1.0)},
+    )
+    found = dice_lines(lines_of(TABLES["v2-T2"], [*entries, theirs]), HIPPOCAMPUS)[RowKey("x", 1.0, True)]
+    assert found.effect is not None
+    assert (found.effect.cases.n, found.compared) == (6, ((0, 0), (1, 0))), "their fold's cases alone"
+
+
+def test_trainings_of_other_seeds_and_folds_are_no_pair(tmp_path: Path) -> None:
+    cells = labelled("v2-T2", folds=(0, 1), seeds=(0, 1))
+    kept = {"ViT-Baseline": {(0, 0), (1, 1)}, "MedVisionLlama": {(0, 1), (1, 0)}}
+    rows = rows_of(cells, tmp_path, lambda x: 0.5 if (x.cell.seed, x.cell.fold) in kept[x.row] else None)
+    entries = entries_of(cells, rows)
+    line = dice_lines(lines_of(TABLES["v2-T2"], entries), HIPPOCAMPUS)[RowKey("MedVisionLlama", 1.0, False)]
+    assert (line.effect, line.compared, pairs_of(TABLES["v2-T2"], entries)) == (None, (), [])
+    every = rows_of(
+        cells, tmp_path, lambda x: 0.5 if x.row != "ViT-Baseline" or (x.cell.seed, x.cell.fold) in kept[x.row] else None
+    )
+    told = to_markdown(TABLES["v2-T2"], lines_of(TABLES["v2-T2"], entries_of(cells, every)), [], [], [])
+    assert "(seed 0 fold 0; seed 1 fold 1)" in told
+
+
+def test_averages_are_of_the_trainings_that_all_tasks_have(tmp_path: Path) -> None:
+    cells = labelled("v2-T5", (HIPPOCAMPUS, HEART), folds=(0, 1))
+
+    def dice(x: Labelled) -> float | None:
+        return None if (x.cell.task, x.cell.fold) == (HEART, 1) else 0.9 if x.cell.fold else 0.5
+
+    for line in dice_lines(
+        lines_of(TABLES["v2-T5"], entries_of(cells, rows_of(cells, tmp_path, dice))), "average"
+    ).values():
+        assert line.trainings == ((0, 0),)
+        assert line.measured == pytest.approx(0.5, abs=0.02)  # not with the first task's other fold
+
+
+def test_one_training_under_two_names_is_not_compared_with_itself(tmp_path: Path) -> None:
+    cells = labelled("v2-F5", blocks=dict.fromkeys(("llama-3.1-8b", "biogpt", "biobert", "clinicalbert"), "minilm-l6"))
+    shared = [replace(x, cell=cells[0].cell) for x in cells]
+    entries = entries_of(shared, rows_of(cells[:1], tmp_path, lambda _: 0.5))
+    lines = lines_of(TABLES["v2-F5"], entries)
+    assert len(lines) == 4
+    assert {line.effect for line in lines} == {None}
+    assert pairs_of(TABLES["v2-F5"], entries) == []
 
 
 def test_pairs_of_trainings_are_those_compared(tmp_path: Path) -> None:
@@ -292,8 +362,8 @@ def test_every_test_is_told_with_its_pairs_seeds_and_effect_size(tmp_path: Path)
     assert {row["pairs"] + row["difference_interval"] + row["wilcoxon_p"] for row in unpaired} == {""}
     page = [line.split(" | ") for line in to_markdown(TABLES["v2-T3"], lines, [], [], []).splitlines()]
     cell_of = {(line[0], line[2]): line for line in page if len(line) == 11 and line[1] == "dice"}
-    assert cell_of[f"| {HIPPOCAMPUS}", "ViT Baseline"][7].endswith(" (seeds 0)")
-    assert cell_of["| average (Task04, Task02)", "ViT Baseline"][7].endswith(" (n 16; seeds 0)")
+    assert cell_of[f"| {HIPPOCAMPUS}", "ViT Baseline"][7].endswith(" (seed 0)")
+    assert cell_of["| average (Task04, Task02)", "ViT Baseline"][7].endswith(" (n 16; seed 0)")
     assert cell_of["| average (Task04, Task02)", "ViT Baseline"][9:] == ["\N{EN DASH}", "\N{EN DASH} |"]
 
 

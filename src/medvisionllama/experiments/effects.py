@@ -9,6 +9,7 @@ cases would give with these trainings.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from scipy.stats import t as student
 from medvisionllama.reports.statistics import CONFIDENCE, Paired, paired
 
 ByCase = Mapping[str, float]
+Training = tuple[int, int]  # seed and fold
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,37 @@ def effect_of(first: Mapping[int, ByCase], second: Mapping[int, ByCase]) -> Effe
     return _effect(seeds, by_seed, by_case, crossed_mean(table_SN))
 
 
+def effect_over_cases(differences: Mapping[Training, ByCase]) -> Effect | None:
+    """What pairs of trainings say where seeds may have unequal folds: every pair of a training and a case counts once.
+
+    Of each case the mean over the trainings that scored it in both settings, then the mean over cases; of a seed the
+    same over its own folds. There is no interval over both spreads.
+
+    Args:
+        differences: Training to each case's ``second - first``, NaN where one has no value.
+
+    Returns:
+        None where no case has a difference.
+    """
+    known = {training: d for training, d in differences.items() if any(not math.isnan(value) for value in d.values())}
+    if not known:
+        return None
+    seeds = tuple(sorted({seed for seed, _ in known}))
+    by_case = _by_case([*known.values()])
+    by_seed = [_by_case([d for (of, _), d in known.items() if of == seed]) for seed in seeds]
+    means = [float(np.nanmean(values)) for values in by_seed]
+    return _effect(seeds, means, by_case, Mean(float(np.nanmean(by_case))))
+
+
+def _by_case(differences: Sequence[ByCase]) -> list[float]:
+    """Each case's mean over those that know it."""
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    for each in differences:
+        for case, value in each.items():
+            found[case] += [value] * (not math.isnan(value))
+    return [float(np.mean(values)) if values else math.nan for values in found.values()]
+
+
 def crossed_mean(table_SN: NDArray[np.float64]) -> Mean:
     """The mean of values over two crossed samples, with an interval that speaks of other seeds and other cases alike.
 
@@ -125,7 +158,7 @@ def averaged(effects: Sequence[Effect]) -> Effect:
     if not effects or len({effect.seeds for effect in effects}) > 1:
         raise ValueError("an average is over effects of equal seeds")
     by_seed = [float(np.mean(values)) for values in zip(*(effect.by_seed for effect in effects), strict=True)]
-    mean = float(np.mean(by_seed))
+    mean = float(np.mean([effect.difference for effect in effects]))
     over_cases = Mean(mean)
     if all(len(effect.by_case) > 1 for effect in effects):
         terms = [(_variance_of_mean(e.by_case) / len(effects) ** 2, len(e.by_case) - 1) for e in effects]

@@ -27,7 +27,8 @@ from medvisionllama.experiments.rows import Row, read_rows
 from medvisionllama.experiments.suite import Tell, Walked, Work, machine_of, walk
 from medvisionllama.experiments.table_counts import counts_of
 from medvisionllama.experiments.table_differences import differences_of
-from medvisionllama.experiments.table_lines import Entry, entries_of, lines_of, pairs_of
+from medvisionllama.experiments.table_entries import Entry, entries_of
+from medvisionllama.experiments.table_lines import lines_of, pairs_of
 from medvisionllama.experiments.table_page import to_csv, to_markdown
 from medvisionllama.experiments.tables import decathlon_name
 from medvisionllama.listener import Listener

@@ -11,7 +11,8 @@ import numpy as np
 
 from medvisionllama.experiments.paper_tables import PaperTable
 from medvisionllama.experiments.rows import Row
-from medvisionllama.experiments.table_lines import Entry, number_of
+from medvisionllama.experiments.table_entries import Entry
+from medvisionllama.experiments.table_lines import number_of
 from medvisionllama.experiments.tables import published
 from medvisionllama.models.costs import ForwardCost, forward_cost_of
 from medvisionllama.models.network import NetworkConfig

@@ -6,84 +6,19 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 import numpy as np
 
-from medvisionllama.experiments.effects import Effect, averaged, effect_of
-from medvisionllama.experiments.paper_tables import Labelled, PaperTable, with_share
-from medvisionllama.experiments.rows import PartScores, Row
+from medvisionllama.experiments.effects import Effect, Training, averaged, effect_over_cases
+from medvisionllama.experiments.paper_tables import PaperTable, with_share
+from medvisionllama.experiments.rows import Row
+from medvisionllama.experiments.table_entries import Entry, RowKey
 from medvisionllama.experiments.tables import AVERAGE, Published, published
 from medvisionllama.reports.comparison import LOWER_IS_BETTER, marks
 from medvisionllama.reports.statistics import Summary, holm, summary_of
 
-Training = tuple[int, int]  # seed and fold
 PART_ORDER = ("test/native", "test/model", "validation/native", "validation/model", "test", "validation")
-
-
-@dataclass(frozen=True)
-class RowKey:
-    """What makes a row the same over tasks: its name, its share of the data, and whose trainings they are."""
-
-    row: str
-    fraction: float
-    outside: bool
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One row of a table on one task, as far as it was measured.
-
-    Attributes:
-        row: The row's name, as the paper prints it, or another program's.
-        task: The task.
-        rows: What was measured: seeds and folds.
-        outside: The parts of a folder of another program's predictions, in place of rows.
-        fraction: Share of the training patients; of another program's nothing is known.
-    """
-
-    row: str
-    task: str
-    rows: tuple[Row, ...] = ()
-    outside: Mapping[str, PartScores] | None = None
-    fraction: float = 1.0
-
-    @property
-    def key(self) -> RowKey:
-        """Which row of the table it is, whatever it is called."""
-        return RowKey(self.row, self.fraction, self.outside is not None)
-
-    @property
-    def printed(self) -> str:
-        """What the page calls it."""
-        return with_share(self.row, self.fraction)
-
-    def parts(self) -> set[str]:
-        """Which parts were scored."""
-        return set(self.outside or ()).union(*(row.parts for row in self.rows))
-
-    def trainings(self, part: str) -> dict[Training, Row]:
-        """What scored that part, by seed and fold; nothing of another program."""
-        return {(row.seed, row.fold): row for row in self.rows if part in row.parts}
-
-    def by_case(self, part: str, metric: str, among: Collection[Training] | None = None) -> dict[int, dict[str, float]]:
-        """Seed to each case's value; where several folds scored a case, the mean of theirs.
-
-        Another program's predictions are taken as one training, whatever the seeds and folds they are compared with.
-
-        Args:
-            part: Such as ``test/native``.
-            metric: Of the scores.
-            among: Seeds and folds of the trainings that count; None for all.
-        """
-        if self.outside is not None:
-            seeds = {0} if among is None else {seed for seed, _ in among}
-            return {seed: self.outside[part].by_case(metric) for seed in seeds if part in self.outside}
-        found: defaultdict[int, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-        for training, row in self.trainings(part).items():
-            if among is None or training in among:
-                for case, value in row.parts[part].by_case(metric).items():
-                    found[row.seed][case].append(value)
-        return {seed: {case: float(np.mean(v)) for case, v in cases.items()} for seed, cases in found.items()}
 
 
 @dataclass(frozen=True)
@@ -98,10 +33,10 @@ class Line:
         published: What the paper prints; None where it prints nothing.
         by_seed: Each seed's mean over cases; of several folds over all of theirs.
         cases: Over cases of the seed-averaged values; of each case over the seeds in which it has one.
-        folds: Those whose trainings the row has.
-        effect: This row less the one it is compared with, over the trainings (seed and fold) and cases that both have;
-            None for that row itself, and where they share nothing.
-        shared_folds: Those of the trainings compared.
+        trainings: The row's own, by seed and fold; none of another program.
+        effect: This row less the one it is compared with, over the trainings and cases that both have; None for that
+            row itself, for one that is the same trainings under another name, and where they share nothing.
+        compared: The trainings behind it.
         holm_p: Of the t-test over cases, over the table's lines of the same part.
         measure: What the page calls the row it is compared with.
         tasks: Of an average: over which tasks it is.
@@ -115,9 +50,9 @@ class Line:
     published: Published | None
     by_seed: Mapping[int, float] = field(default_factory=dict)
     cases: Summary = Summary(math.nan, math.nan, math.nan, math.nan, 0)  # noqa: RUF009 (a frozen value)
-    folds: tuple[int, ...] = ()
+    trainings: tuple[Training, ...] = ()
     effect: Effect | None = None
-    shared_folds: tuple[int, ...] = ()
+    compared: tuple[Training, ...] = ()
     holm_p: float = math.nan
     measure: str = ""
     tasks: tuple[str, ...] = ()
@@ -130,12 +65,16 @@ class Line:
 
     @property
     def measured(self) -> float:
-        """The mean over seeds."""
+        """The mean over seeds; over cases where seeds have unequal folds, whose means are then of other cases."""
+        if self.cases.n and not is_whole(self.trainings):
+            return self.cases.mean
         return float(np.mean([*self.by_seed.values()])) if self.by_seed else math.nan
 
     @property
     def seed_sd(self) -> float:
-        """The spread over seeds."""
+        """The spread over seeds; none where it would be that of folds."""
+        if not is_whole(self.trainings):
+            return math.nan
         return float(np.std([*self.by_seed.values()], ddof=1)) if len(self.by_seed) > 1 else math.nan
 
     @property
@@ -154,16 +93,6 @@ class Line:
         return effect.difference > 0 if self.metric in LOWER_IS_BETTER else effect.difference < 0
 
 
-def entries_of(cells: Sequence[Labelled], rows: Mapping[str, Row]) -> list[Entry]:
-    """The measured cells by row, share of the data and task, in the table's order."""
-    found: defaultdict[tuple[str, float, str], dict[str, Row]] = defaultdict(dict)
-    for labelled in cells:
-        of_place = found[labelled.row, labelled.cell.fraction, labelled.cell.task]
-        if (key := labelled.cell.key) in rows:
-            of_place[key] = rows[key]
-    return [Entry(row, task, tuple(m.values()), fraction=fraction) for (row, fraction, task), m in found.items()]
-
-
 def pairs_of(table: PaperTable, entries: Sequence[Entry]) -> list[tuple[Row, Row]]:
     """The trainings that the table's differences compare, each pair once: the measure's and the row's own."""
     found: dict[tuple[str, str], tuple[Row, Row]] = {}
@@ -171,9 +100,9 @@ def pairs_of(table: PaperTable, entries: Sequence[Entry]) -> list[tuple[Row, Row
         measure = _measure(table, entry, [other for other in entries if other.task == entry.task])
         if measure is None or entry.outside is not None:
             continue
-        for part in entry.parts() & measure.parts():
+        for part, metric in product(entry.parts(), table.metrics):
             theirs, ours = measure.trainings(part), entry.trainings(part)
-            for training in sorted(_shared(entry, measure, part)):
+            for training in _differences(entry, measure, part, metric):
                 pair = theirs[training], ours[training]
                 found[pair[0].key, pair[1].key] = pair
     return list(found.values())
@@ -207,11 +136,13 @@ def _measure(table: PaperTable, entry: Entry, others: Sequence[Entry]) -> Entry 
     if entry.outside is not None and found:
         return found[max(found)]
     measure = found.get(entry.fraction)
-    return None if measure is entry else measure
+    if measure is None or {row.key for row in measure.rows} == {row.key for row in entry.rows}:
+        return None  # itself, or the same trainings where one language model stands in for several
+    return measure
 
 
 def _line(table: PaperTable, entry: Entry, measure: Entry | None, part: str, metric: str) -> Line:
-    by_case, shared = entry.by_case(part, metric), _shared(entry, measure, part)
+    by_case, differences = entry.by_case(part, metric), _differences(entry, measure, part, metric)
     pooled: defaultdict[str, list[float]] = defaultdict(list)
     for cases in by_case.values():
         for case, value in cases.items():
@@ -224,29 +155,32 @@ def _line(table: PaperTable, entry: Entry, measure: Entry | None, part: str, met
         _printed_number(table, entry.key, entry.task, metric),
         {seed: _known_mean(cases.values()) for seed, cases in by_case.items()},
         summary_of([_known_mean(values) for values in pooled.values()]),
-        _folds(entry.trainings(part)),
-        _effect(entry, measure, part, metric, shared),
-        _folds(shared),
+        tuple(sorted(entry.trainings(part))),
+        effect_over_cases(differences),
+        tuple(sorted(differences)),
         measure=measure.printed if measure is not None else "",
         beaten=table.beaten,
     )
 
 
-def _shared(entry: Entry, measure: Entry | None, part: str) -> set[Training]:
-    """The trainings that both have; of another program all that it is compared with."""
-    theirs = set(measure.trainings(part)) if measure is not None else set()
-    return theirs if entry.outside is not None else theirs & set(entry.trainings(part))
+def _differences(entry: Entry, measure: Entry | None, part: str, metric: str) -> dict[Training, dict[str, float]]:
+    """By training that both have and case that both scored; a training without any is left out.
+
+    A row with more folds or seeds than its measure would differ from it by those too.
+    """
+    found: dict[Training, dict[str, float]] = {}
+    for training in measure.trainings(part) if measure is not None else ():
+        if measure is not None and (entry.outside is not None or training in entry.trainings(part)):
+            theirs, ours = (each.of_training(training, part, metric) for each in (measure, entry))
+            differences = {case: ours[case] - theirs[case] for case in theirs if case in ours}
+            if not all(math.isnan(difference) for difference in differences.values()):
+                found[training] = differences
+    return found
 
 
-def _effect(entry: Entry, measure: Entry | None, part: str, metric: str, among: Collection[Training]) -> Effect | None:
-    """Over these trainings alone: a row with more folds or seeds than its measure would differ by those too."""
-    if measure is None:
-        return None
-    return effect_of(measure.by_case(part, metric, among), entry.by_case(part, metric, among))
-
-
-def _folds(trainings: Collection[Training]) -> tuple[int, ...]:
-    return tuple(sorted({fold for _, fold in trainings}))
+def is_whole(trainings: Collection[Training]) -> bool:
+    """Whether every seed has the same folds."""
+    return len(set(trainings)) == len({seed for seed, _ in trainings}) * len({fold for _, fold in trainings})
 
 
 def _average(table: PaperTable, key: RowKey, entries: Sequence[Entry], part: str, metric: str) -> Line:
@@ -269,15 +203,16 @@ def _average(table: PaperTable, key: RowKey, entries: Sequence[Entry], part: str
     means = [{seed: _known_mean(c.values()) for seed, c in e.by_case(part, metric, among).items()} for e in own]
     seeds = sorted(set.intersection(*(set(of_task) for of_task in means)))
     measures = [_measure(table, entry, [e for e in entries if e.task == entry.task]) for entry in own]
-    shared = set.intersection(*(_shared(entry, m, part) for entry, m in zip(own, measures, strict=True)))
-    effects = [_effect(entry, m, part, metric, shared) for entry, m in zip(own, measures, strict=True)]
+    by_task = [_differences(entry, m, part, metric) for entry, m in zip(own, measures, strict=True)]
+    shared = set.intersection(*(set(of_task) for of_task in by_task))
+    effects = [effect_over_cases({training: of_task[training] for training in shared}) for of_task in by_task]
     known = [effect for effect in effects if effect is not None]
     return replace(
         empty,
         by_seed={seed: float(np.mean([of_task[seed] for of_task in means])) for seed in seeds},
-        folds=_folds(everywhere),
+        trainings=tuple(sorted(everywhere)),
         effect=averaged(known) if len(known) == len(effects) else None,
-        shared_folds=_folds(shared),
+        compared=tuple(sorted(shared)),
         measure=measures[0].printed if measures[0] is not None else "",
         tasks=tuple(tasks),
     )

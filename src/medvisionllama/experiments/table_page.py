@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from medvisionllama.experiments.effects import Effect
+from medvisionllama.experiments.effects import Effect, Training
 from medvisionllama.experiments.paper_tables import PaperTable
 from medvisionllama.experiments.table_counts import CLOCKED, Counted
-from medvisionllama.experiments.table_lines import Line
+from medvisionllama.experiments.table_lines import Line, is_whole
 from medvisionllama.experiments.tables import Published
 from medvisionllama.reports.wording import MINUS, UNKNOWN, exact, number, p_value, signed
 
@@ -53,7 +53,7 @@ def to_markdown(
             "Measured: mean over cases of the mean over classes, over seeds where there are several (± SD over seeds). "
             "Interval: 95 % bootstrap over cases; n counts those with a value in any seed. Difference: paired by case "
             "with the row named, averaged over the trainings (seed and fold) that both rows have; behind it stand the "
-            "pairs tested, the seeds and the folds, where they are not those of the row. Tests are two-sided over the "
+            "pairs tested and the trainings, where they are not those of the row. Tests are two-sided over the "
             "pairs: the paired t-test (in an average tasks count alike and are strata) and Wilcoxon's signed-rank "
             "test; d_z is the mean difference in units of the differences' SD. Ranks and d_z are of one task: an "
             f"average has neither. `*` behind a measured number: {_marked(table)}, raw p < .05 of the t-test, a "
@@ -91,7 +91,8 @@ def _measure_of(table: PaperTable) -> str:
 
 def _table_of_part(table: PaperTable, lines: Sequence[Line]) -> str:
     against = _measure_of(table)
-    several_folds = any(len(line.folds) > 1 for line in lines) or len({line.folds for line in lines if line.folds}) > 1
+    folds_of_rows = {_folds(line.trainings) for line in lines if line.trainings}
+    folds = len(folds_of_rows) > 1 or any(len(folds) > 1 for folds in folds_of_rows)
     text = [
         f"| task | metric | row | published | measured | interval over cases (n) | seeds | less {against} | p (t) | "
         "p (Wilcoxon) | d_z |",
@@ -106,20 +107,44 @@ def _table_of_part(table: PaperTable, lines: Sequence[Line]) -> str:
         text.append(
             f"| {task} | {line.metric} | {line.printed} | {_as_printed(line.published)} | "
             f"{number(line.measured, line.metric)}{spread}{line.marks} | {interval if line.cases.n else UNKNOWN} | "
-            f"{_trainings(line, several_folds)} | {_less(line, against)} | "
+            f"{_trainings(line, folds)} | {_less(line, against)} | "
             f"{' | '.join(map(p_value, tested))} | {_effect_size(effect)} |"
         )
     return "\n".join(text)
 
 
-def _trainings(line: Line, several_folds: bool) -> str:
-    """How many seeds, and which folds where the table has more than one."""
-    folds = f", {_folds(line.folds)}" if several_folds and line.folds else ""
-    return f"{len(line.by_seed)}{folds}" if line.by_seed else UNKNOWN
+def _trainings(line: Line, folds: bool) -> str:
+    """How many seeds; where folds are to be told, which of them, and which trainings where seeds have unequal ones."""
+    if not line.by_seed or not (folds and line.trainings):
+        return str(len(line.by_seed)) if line.by_seed else UNKNOWN
+    if not is_whole(line.trainings):
+        return f"{len(line.by_seed)} ({_named(line.trainings)})"
+    return f"{len(line.by_seed)}, {_told('fold', _folds(line.trainings))}"
 
 
-def _folds(folds: Sequence[int]) -> str:
-    return f"fold{'' if len(folds) == 1 else 's'} {', '.join(map(str, folds))}"
+def _folds(trainings: Sequence[Training]) -> tuple[int, ...]:
+    return tuple(sorted({fold for _, fold in trainings}))
+
+
+def _seeds(trainings: Sequence[Training]) -> tuple[int, ...]:
+    return tuple(sorted({seed for seed, _ in trainings}))
+
+
+def _named(trainings: Sequence[Training]) -> str:
+    """Such as ``seed 0 fold 0; seed 1 fold 1``."""
+    return "; ".join(f"seed {seed} fold {fold}" for seed, fold in trainings)
+
+
+def _those_of(compared: Sequence[Training], own: Sequence[Training]) -> list[str]:
+    """Which seeds and folds were compared, as far as they are not the row's own."""
+    if not is_whole(compared):
+        return [_named(compared)] if compared != own else []
+    said = [_told("seed", _seeds(compared))] if _seeds(compared) != _seeds(own) else []
+    return said + ([_told("fold", _folds(compared))] if _folds(compared) != _folds(own) else [])
+
+
+def _told(what: str, numbers: Sequence[int]) -> str:
+    return f"{what}{'' if len(numbers) == 1 else 's'} {', '.join(map(str, numbers))}"
 
 
 def _less(line: Line, against: str) -> str:
@@ -129,8 +154,7 @@ def _less(line: Line, against: str) -> str:
         return UNKNOWN
     said = [f"less {line.measure}"] if line.measure != against else []
     said += [f"n {effect.cases.n}"] if effect.cases.n != line.cases.n else []
-    said += [f"seeds {', '.join(map(str, effect.seeds))}"] if len(effect.seeds) != len(line.by_seed) else []
-    said += [_folds(line.shared_folds)] if line.folds and line.shared_folds != line.folds else []
+    said += _those_of(line.compared, line.trainings) if line.trainings else []
     return signed(effect.difference, line.metric) + (f" ({'; '.join(said)})" if said else "")
 
 
@@ -167,8 +191,8 @@ def to_csv(table: PaperTable, lines: Sequence[Line], counts: Sequence[Counted]) 
             (
                 table.name, line.printed, line.task, line.part, line.metric, exact(was.value if was else math.nan),
                 exact(was.sd if was else math.nan), "*" if was and was.significant else "", exact(line.measured),
-                str(len(line.by_seed)), " ".join(map(str, line.folds)), exact(line.seed_sd), exact(line.cases.low),
-                exact(line.cases.high), str(line.cases.n), *_compared(line), line.marks,
+                str(len(line.by_seed)), " ".join(map(str, _folds(line.trainings))), exact(line.seed_sd),
+                exact(line.cases.low), exact(line.cases.high), str(line.cases.n), *_compared(line), line.marks,
             )
         )  # fmt: skip
     for c in counts:
@@ -191,7 +215,7 @@ def _compared(line: Line) -> tuple[str, ...]:
         line.difference_interval,
         str(over_cases.n),
         str(len(effect.seeds)),
-        " ".join(map(str, line.shared_folds)),
+        " ".join(map(str, _folds(line.compared))),
         *map(exact, (over_cases.t_p, line.holm_p, over_cases.wilcoxon_p, over_cases.cohens_dz)),
     )
 
