@@ -1,6 +1,7 @@
 """The papers' figures: each by name from run folders, showing the numbers of its runs."""
 
 import json
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -20,10 +21,11 @@ from medvisionllama.reports.paper_figures import (
     language_model_boxes,
     qualitative_grid,
     radar,
+    shown_columns,
     stage_columns,
     training_curves,
 )
-from medvisionllama.reports.run_contents import read_maps, read_runs
+from medvisionllama.reports.run_contents import RunContents, read_maps, read_runs
 from medvisionllama.reports.settings import compared, settings_of
 from medvisionllama.run_folder import read_json, write_json
 
@@ -184,35 +186,78 @@ def test_few_shot_curves_of_one_share_do_not_hide_each_other(tmp_path: Path) -> 
 
 @pytest.fixture
 def two_tasks(tmp_path: Path) -> list[Path]:
-    """Two networks with two seeds each on two tasks; the second is better on the first task alone."""
+    """What a table leaves of two networks with two seeds on two tasks; the second is better on the first task alone."""
     made = []
     for n, (task, model, seed) in enumerate(product(("Task04", "Task09"), ("vit-u", "medvisionllama-u"), (0, 1))):
-        lift = 0.05 if (task, model) == ("Task04", "medvisionllama-u") else 0.0
-        run = make_run(tmp_path / f"{n:03d}", model=model, cases=6, lift=lift, seed=seed)
-        summary = json.loads((run / "summary.json").read_text())
-        write_json(run / "summary.json", summary | {"task": task, "seed": seed, "fold": 0})
+        lift = (0.05 if (task, model) == ("Task04", "medvisionllama-u") else 0.0) - 0.1 * (task == "Task09")
+        run = make_run(tmp_path / f"{n:03d}", model=model, cases=6, lift=lift - 0.04 * seed, seed=seed)
+        known = {"task": task, "seed": seed, "fold": 0, "setting": model}
+        write_json(run / "summary.json", read_json(run / "summary.json") | known)
         made.append(run)
     return made
+
+
+def dice_of(runs: Sequence[RunContents], task: str, model: str) -> dict[str, float]:
+    """By case, the mean over the runs of that task and model."""
+    parts = [run.part("validation") for run in runs if (run.summary["task"], run.summary["model"]) == (task, model)]
+    values = [part.values("dice") for part in parts if part is not None]
+    return {case: float(np.mean([of_run[case] for of_run in values])) for case in values[0]}
+
+
+TASKS, MODELS = ["Task04", "Task09"], ["vit-u", "medvisionllama-u"]
 
 
 def test_charts_take_seeds_together_and_keep_tasks_apart(two_tasks: list[Path]) -> None:
     runs = read_runs(two_tasks)
     settings = settings_of(runs)
-    assert [setting.label for setting in settings] == ["vit-u", "medvisionllama-u"]
-    assert [len(setting.runs) for setting in settings] == [4, 4]
+    assert [(setting.label, len(setting.runs)) for setting in settings] == [(model, 4) for model in MODELS]
+    means = {(task, m): np.mean([*dice_of(runs, task, m).values()]) for task in TASKS for m in MODELS}
+    assert len({round(float(mean), 4) for mean in means.values()}) == 4 - 1, "networks are equal on the second task"
     figure = language_model_boxes(runs, "validation")
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Task04", "Task09"]
-    for axes in figure.axes:
-        assert [label.get_text() for label in axes.get_xticklabels()] == ["vit-u", "medvisionllama-u"]
+    assert [axes.get_title(loc="left") for axes in figure.axes] == TASKS
+    for task, axes in zip(TASKS, figure.axes, strict=True):
+        assert [label.get_text() for label in axes.get_xticklabels()] == MODELS
         (said,) = [text.get_text() for text in axes.texts]
         assert said.endswith("n = 6"), "one value a case, however many seeds"
-    for draw in (radar, hybrid_strategies):
-        drawn = draw(runs, "validation")
-        assert [axes.get_title(loc="left") for axes in drawn.axes] == ["Task04", "Task09"]
-        assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["vit-u", "medvisionllama-u"]
-    curves = training_curves(runs)
-    told = [text.get_text() for text in curves.legends[0].get_texts()]
-    assert told == ["vit-u, mean of 4", "medvisionllama-u, mean of 4"]
+        diamonds = [float(line.get_ydata()[0]) for line in axes.lines if line.get_marker() == "D"]
+        assert diamonds == pytest.approx([means[task, model] for model in MODELS])
+    markers, rays = hybrid_strategies(runs, "validation"), radar(runs, "validation")
+    for drawn in (markers, rays):
+        assert [axes.get_title(loc="left") for axes in drawn.axes] == TASKS
+        assert [text.get_text() for text in drawn.legends[0].get_texts()] == MODELS
+    for at, task in enumerate(TASKS):
+        own = [means[task, model] for model in MODELS]
+        assert [float(c.lines[0].get_ydata()[0]) for c in markers.axes[at].containers] == pytest.approx(own)
+        assert [float(line.get_ydata()[0]) for line in rays.axes[at].lines] == pytest.approx(own)
+
+
+def test_curves_average_seeds_and_keep_tasks_apart(two_tasks: list[Path]) -> None:
+    runs = read_runs(two_tasks)
+    ends = {run.path.name: run.logs[""][-1] for run in runs}
+    wanted = [
+        [
+            np.mean([ends[f"{4 * task + 2 * model + seed:03d}"]["validation_dice"] for seed in (0, 1)])
+            for model in (0, 1)
+        ]
+        for task in (0, 1)
+    ]
+    for figure in (training_curves(runs), few_shot_curves(runs)):
+        dice = [axes for axes in figure.axes if "Dice" in axes.get_ylabel()]
+        drawn = [sorted(float(line.get_ydata()[-1]) for line in axes.lines) for axes in dice]
+        assert drawn == [pytest.approx(sorted(of_task)) for of_task in wanted]
+        assert len(figure.axes) == 4
+
+
+def test_curves_without_a_common_step_are_drawn_each(two_tasks: list[Path]) -> None:
+    log = two_tasks[0] / "log.jsonl"
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    log.write_text("\n".join(json.dumps(entry | {"step": entry["step"] + 0.5}) for entry in entries) + "\n")
+    figure = training_curves(read_runs(two_tasks[:4]))
+    for axes in figure.axes:
+        assert [len(line.get_xdata()) > 0 for line in axes.lines] == [
+            True
+        ] * 3  # both seeds of one, the mean of the other
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == MODELS
 
 
 def test_settings_are_compared_by_case_over_the_trainings_both_have(two_tasks: list[Path]) -> None:
@@ -226,22 +271,37 @@ def test_settings_are_compared_by_case_over_the_trainings_both_have(two_tasks: l
     assert of_one.n == 6
     theirs, ours = (each.by_case("Task04", "validation", "dice", {(1, 0)}) for each in lacking)
     assert of_one.difference == pytest.approx(np.mean([ours[case] - theirs[case] for case in ours]))
+    apart = settings_of(read_runs([two_tasks[0], two_tasks[3]]))  # seed 0 of one, seed 1 of the other
+    assert compared(*apart, "Task04", "validation", "dice").n == 0
 
 
-def test_a_seed_is_no_rival_of_its_own_network(two_tasks: list[Path]) -> None:
+def test_a_seed_is_no_rival_of_its_own_row(two_tasks: list[Path]) -> None:
     figure = language_model_boxes(read_runs(two_tasks[:2]), "validation")
     assert len(figure.axes) == 1
     assert not figure.axes[0].texts
-    apart = settings_of(read_runs([two_tasks[0], two_tasks[0]]))  # nothing tells them apart: two lines, as named
-    assert len({setting.label for setting in apart}) == 2
+
+
+def test_runs_of_folders_are_never_taken_together(two_tasks: list[Path]) -> None:
+    """Whether they differ in their seed alone no summary tells: adapters, recipe and grid stand elsewhere."""
+    for path in two_tasks:
+        known = read_json(path / "summary.json")
+        write_json(path / "summary.json", {key: value for key, value in known.items() if key != "setting"})
+    runs = read_runs(two_tasks[:2])
+    assert [setting.label for setting in settings_of(runs)] == ["vit-u, seed 0", "vit-u, seed 1"]
+    (said,) = [text.get_text() for text in language_model_boxes(runs, "validation").axes[0].texts]
+    assert said.endswith("n = 6")
+    assert read_runs(two_tasks)[0].label == "vit-u, Task04, seed 0"
 
 
 def test_tasks_share_a_row_of_the_grid(two_tasks: list[Path]) -> None:
     figure = qualitative_grid(read_runs(two_tasks[::2]), "validation")
     words = [text.get_text() for axes in figure.axes for text in axes.texts]
-    assert [word for word in words if word in ("image", "reference", "vit-u", "medvisionllama-u")] == [
-        "image", "reference", "vit-u", "medvisionllama-u",
-    ]  # fmt: skip
+    assert [word for word in words if word in ("image", "reference", *MODELS)] == ["image", "reference", *MODELS]
     assert "no picture\nwas kept" not in words
-    assert len(figure.axes) == 4 * 10  # five cases of each task
-    assert read_runs(two_tasks)[0].label == "vit-u, Task04, seed 0"
+    assert len(figure.axes) == 4 * 10
+
+
+def test_columns_are_of_all_tasks_in_turn() -> None:
+    of_row = {(task, f"case_{n}"): None for task in TASKS for n in range(8)}
+    columns = shown_columns({"vit": of_row, "ours": {column: None for column in of_row if column[1] != "case_0"}})
+    assert columns == [(task, f"case_{n}") for task in TASKS for n in range(1, 6)]

@@ -48,7 +48,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit",
         type=int,
-        help="measure at most so many more cells, on a cluster each worker; 0 writes the table alone",
+        help="measure at most so many more cells; 0 writes the table alone",
     )
     parser.add_argument(
         "--launcher",

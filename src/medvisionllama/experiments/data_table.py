@@ -36,6 +36,6 @@ def data_rows(version: str, tasks: Mapping[str, Task]) -> list[tuple[str, ...]]:
 def data_table(rows: Sequence[Sequence[str]]) -> str:
     """The same as Markdown."""
     lines = [f"| {' | '.join(_TITLES)} |", "|" + "---|" * len(_TITLES)]
-    for name, modality, modalities, *others in rows:
-        lines.append(f"| {' | '.join([name, modality, modalities or 'not here', *others])} |")
+    for *cells, cases in rows:
+        lines.append(f"| {' | '.join([*cells, cases or 'not here'])} |")
     return "\n".join(lines)

@@ -237,14 +237,17 @@ class Reproduction:
             "\n".join(f"- {x.printed}, {x.cell.task}, seed {x.cell.seed}, fold {x.cell.fold}" for x in left),
         ]
 
+    def _first_kept(self, row: Row) -> tuple[bool, int, int]:
+        """The order in which a row's trainings are asked for pictures: those whose run folder is still there first."""
+        return not (self.request.work / row.name).is_dir(), row.seed, row.fold
+
     def _figures(self, table: PaperTable, entries: Sequence[Entry], tell: Tell) -> tuple[list[Path], list[str]]:
         """A figure's files; or one sentence saying what it lacks."""
         shown = [(entry.row, row) for entry in entries for row in entry.rows]  # a figure tells shares itself
         if not table.figure or not shown:
             return [], []
         if table.of_cases:  # pictures are of one training
-            first = min((row.seed, row.fold) for _, row in shown)
-            shown = [(printed, row) for printed, row in shown if (row.seed, row.fold) == first]
+            shown = [(entry.row, min(entry.rows, key=self._first_kept)) for entry in entries if entry.rows]
         try:
             if table.maps:
                 collect_maps([row for _, row in shown], self.request.work, machine_of(self.work(), 0))

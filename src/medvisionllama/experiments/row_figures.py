@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from medvisionllama.experiments.paper_tables import with_share
 from medvisionllama.experiments.rows import Row
 from medvisionllama.explain import explain_run
 from medvisionllama.machine import Machine
@@ -17,17 +18,17 @@ from medvisionllama.reports.paper_figures import draw_paper_figure
 from medvisionllama.run_folder import METRICS, RunFolder, ScoreRow, to_json, write_json, write_scores, write_text
 
 _CASES = (
-    "Cases with pictures, the best first, of the trainings with the first seed and fold; the axial slice with most "
-    "reference, Dice over the whole volume in the corner."
+    "Cases with pictures, the best first, of each row's first seed and fold that still has its run folder; the axial "
+    "slice with most reference, Dice over the whole volume in the corner."
 )
 _MAPS = (
-    "The first case of the trainings with the first seed and fold; each map is scaled to its own 2nd and 98th "
-    "percentile, so that shapes compare and strengths do not."
+    "The first case of each row's first seed and fold that still has its run folder; each map is scaled to its own "
+    "2nd and 98th percentile, so that shapes compare and strengths do not."
 )
 _CURVES = (
     "Dice of the validation part on the model's grid, looked at while training, and the loss on training patches; "
-    "several seeds, folds or tasks are averaged where they logged the same steps. The paper prints no numbers for "
-    "these curves."
+    "several seeds and folds are averaged where they logged the same steps. The paper prints no numbers for these "
+    "curves."
 )
 CAPTIONS: Mapping[str, str] = {
     "v1-F3": _CURVES,
@@ -92,6 +93,7 @@ def write_as_run(row: Row, printed: str, folder: Path) -> None:
     summary = {
         "format": 1,
         "model": printed,
+        "setting": with_share(printed, row.fraction),
         "task": row.task,
         "block": content["identity"],
         "seed": row.seed,

@@ -40,9 +40,8 @@ def to_markdown(
         origin: Where the numbers come from, and the command behind them.
     """
     text = [f"# {table.version}, {table.printed}: {table.title}"]
-    text.append(
-        f"*Made by `medvisionllama reproduce {table.name}` from the files in `rows/`; no measured number is typed.*"
-    )
+    source = "the tasks' descriptions" if table.of_data else "the files in `rows/`"
+    text.append(f"*Made by `medvisionllama reproduce {table.name}` from {source}; no measured number is typed.*")
     text += [f"![{table.title}]({name})" for name in figures if name.endswith(".png")]
     text += [f"*{caption}*"] if figures and caption else []
     for part in dict.fromkeys(line.part for line in lines):

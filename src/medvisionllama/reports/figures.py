@@ -162,7 +162,7 @@ def draw_curves(
     for index, run in enumerate(runs):
         folds = [series for entries in run.logs.values() if len(series := logged(entries, key))]
         for fold, series in enumerate(folds):
-            points = _thinned(series)
+            points = thinned(series)
             axes.plot(
                 points[:, 0],
                 points[:, 1],
@@ -190,7 +190,7 @@ def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _thinned(series: Any) -> Any:
+def thinned(series: Any) -> Any:
     """Means of neighbouring points, so that at most ``MOST_POINTS`` are left."""
     groups = np.array_split(series, min(len(series), MOST_POINTS))
     return np.array([group.mean(axis=0) for group in groups])

@@ -1,8 +1,8 @@
 """The two papers' figures by name, one function each, drawn from run folders alone.
 
 ``v1`` and ``v2`` are the paper's versions; ``v1-D-F3`` is figure 3 of the first version's appendix D. What a label
-calls a model is the run's label (:func:`~medvisionllama.reports.run_contents.read_runs`); charts take runs that differ
-in seed and fold alone together, and have a panel a task (:mod:`~medvisionllama.reports.settings`).
+calls a model is the run's label (:func:`~medvisionllama.reports.run_contents.read_runs`); charts take the seeds and
+folds of a table's row together, and have a panel a task (:mod:`~medvisionllama.reports.settings`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from medvisionllama.reports.drawing import (
     save,
     styled,
 )
-from medvisionllama.reports.figures import CURVES, METRIC_TITLES, draw_curves, has_curve, logged
+from medvisionllama.reports.figures import CURVES, METRIC_TITLES, draw_curves, has_curve, logged, thinned
 from medvisionllama.reports.mosaic import (
     PLANES,
     class_legend,
@@ -73,16 +73,15 @@ def draw_paper_figure(name: str, runs: Sequence[Path], out: Path, part: str = "v
 def qualitative_grid(runs: Sequence[RunContents], part: str, cases: Sequence[str] = ()) -> Figure:
     """v2 figure 2, v1 figures 5 and C2: rows image, reference, and one prediction a run; columns cases; Dice per panel.
 
-    Each column is the axial slice with most reference. Runs that differ in their task alone share a row and fill
-    different columns. Columns are ``cases``; without them at most ten, the tasks in turn, best first: those that no
-    other case outdoes in the rows that have a picture.
+    Each column is the axial slice with most reference. Runs on different tasks fill different columns; a table's row
+    of several tasks is one row. Columns are ``cases``; without them :func:`shown_columns`.
 
     Raises:
         InputError: No run has pictures of that part.
     """
     pictures = _by_row(runs, part)
     kept = {column for of_row in pictures.values() for column in of_row}
-    columns = [column for case in cases for column in sorted(kept) if column[1] == case] or _widely_kept(pictures)
+    columns = [column for case in cases for column in sorted(kept) if column[1] == case] or shown_columns(pictures)
     if not columns:
         raise _unscored(runs, part, "pictures of cases")
     rows = ["image", "reference", *pictures]
@@ -190,37 +189,39 @@ def stage_columns(of_runs: Sequence[Sequence[str]]) -> list[str]:
 def few_shot_curves(runs: Sequence[RunContents], part: str = "") -> Figure:
     """v2 figure 4: validation Dice (top) and loss (bottom) over steps; colour a share of the data, pattern a model.
 
-    The loss is that of whole validation volumes where every run has logged it, else the training loss on patches. Runs
-    of the same model and share (other tasks, seeds) are averaged where they have logged the same steps. ``part`` has
-    no meaning here.
+    A column a task. The loss is that of whole validation volumes where every run has logged it, else the training loss
+    on patches. Runs of the same model and share (other seeds) are averaged where they have logged the same steps.
+    ``part`` has no meaning here.
     """
-    groups: dict[tuple[float, str], list[RunContents]] = defaultdict(list)
-    for run in runs:
-        groups[float(run.summary.get("fraction") or 1), str(run.summary.get("model") or run.label)].append(run)
-    fractions = sorted({fraction for fraction, _ in groups})
-    models = list(dict.fromkeys(model for _, model in groups))
+    tasks = tasks_of(runs)
+    fractions = sorted({float(run.summary.get("fraction") or 1) for run in runs})
+    models = list(dict.fromkeys(str(run.summary.get("model") or run.label) for run in runs))
     validated = all(has_curve([run], "validation_loss") for run in runs)
     loss, loss_title = ("validation_loss", "validation loss") if validated else ("loss", "training loss")
-    figure = Figure(figsize=(5.6, 5.8), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    for (fraction, model), members in sorted(groups.items()):
-        place = models.index(model)
-        style: dict[str, Any] = {"color": run_colour(fractions.index(fraction)), "linestyle": run_dashes(place)}
-        # Later models lie thinner upon earlier ones and have markers of their own, so that none hides another.
-        style |= {"linewidth": max(1.0, 3.4 - 1.2 * place), "zorder": 2 + place / 10}
-        style |= {"marker": MARKERS[place % len(MARKERS)], "markersize": 5, "markeredgecolor": "white"}
-        for axes, key in ((upper, "validation_dice"), (lower, loss)):
-            points = _averaged(members, key)
-            every = max(1, len(points) // 8)
-            if len(points):
-                # Markers of curves that run together stand at different steps.
-                which = slice(place * every // len(models), None, every)
-                axes.plot(
-                    points[:, 0], points[:, 1], label=f"{model}, {fraction:.0%} of the data", markevery=which, **style
-                )
-    upper.set(ylabel="validation Dice")
-    lower.set(ylabel=loss_title, xlabel="step")
-    figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure = Figure(figsize=(5.6 * len(tasks), 5.8), layout="constrained")
+    panels = figure.subplots(2, len(tasks), sharex="col", squeeze=False)
+    for (upper, lower), task in zip(panels.T, tasks, strict=True):
+        groups: dict[tuple[float, str], list[RunContents]] = defaultdict(list)
+        for run in runs:
+            if task_of(run) == task:
+                fraction, model = run.summary.get("fraction") or 1, run.summary.get("model") or run.label
+                groups[float(fraction), str(model)].append(run)
+        for (fraction, model), members in sorted(groups.items()):
+            place = models.index(model)
+            style: dict[str, Any] = {"color": run_colour(fractions.index(fraction)), "linestyle": run_dashes(place)}
+            # Later models lie thinner upon earlier ones and have markers of their own, so that none hides another.
+            style |= {"linewidth": max(1.0, 3.4 - 1.2 * place), "zorder": 2 + place / 10}
+            style |= {"marker": MARKERS[place % len(MARKERS)], "markersize": 5, "markeredgecolor": "white"}
+            for axes, key in ((upper, "validation_dice"), (lower, loss)):
+                for n, points in enumerate(_curves(members, key)):
+                    every = max(1, len(points) // 8)
+                    # Markers of curves that run together stand at different steps.
+                    which = slice(place * every // len(models), None, every)
+                    label = f"{model}, {100 * fraction:g}% of the data" if n == 0 else None
+                    axes.plot(points[:, 0], points[:, 1], label=label, markevery=which, **style)
+        upper.set(ylabel="validation Dice", title=task if len(tasks) > 1 else "")
+        lower.set(ylabel=loss_title, xlabel="step")
+    figure.legend(*_all_handles(figure), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -256,29 +257,28 @@ def language_model_boxes(runs: Sequence[RunContents], part: str) -> Figure:
 
 @styled
 def training_curves(runs: Sequence[RunContents], part: str = "") -> Figure:
-    """v1 figure 3: validation Dice, training loss and, where logged, validation loss; one line a run.
+    """v1 figure 3: validation Dice, training loss and, where logged, validation loss; one line a setting.
 
-    Several seeds or tasks are averaged where they have logged the same steps: one line a setting. ``part`` has no
-    meaning here.
+    A row of panels a task. Seeds and folds of a table's row are averaged where they have logged the same steps, and
+    each drawn where they have not. ``part`` has no meaning here.
     """
     charts = [chart for chart in CURVES if has_curve(runs, chart.key)]
     if not charts:
         raise _lacking("a training log", "Train again.")
-    settings = settings_of(runs)
-    figure = Figure(figsize=(4 * len(charts), 3.6), layout="constrained")
-    for axes, curve in zip(figure.subplots(1, len(charts), squeeze=False)[0], charts, strict=True):
-        axes.set(title=curve.title, xlabel="step", ylabel=curve.measured)
-        if len(settings) == len(runs):
-            draw_curves(axes, runs, curve.key, marker=curve.marker, legend=False)
-            continue
-        for index, setting in enumerate(settings):
-            points = _averaged(setting.runs, curve.key)
-            if len(points):
+    settings, tasks = settings_of(runs), tasks_of(runs)
+    figure = Figure(figsize=(4 * len(charts), 3.6 * len(tasks)), layout="constrained")
+    for row, task in zip(figure.subplots(len(tasks), len(charts), squeeze=False), tasks, strict=True):
+        for axes, curve in zip(row, charts, strict=True):
+            title = f"{curve.title}, {task}" if len(tasks) > 1 else curve.title
+            axes.set(title=title, xlabel="step", ylabel=curve.measured)
+            if len(tasks) == 1 and len(settings) == len(runs):
+                draw_curves(axes, runs, curve.key, marker=curve.marker, legend=False)
+                continue
+            for index, setting in enumerate(settings):
                 style: dict[str, Any] = {"color": run_colour(index), "linestyle": run_dashes(index)}
-                if curve.marker and len(points) <= 40:
+                if curve.marker:
                     style |= {"marker": MARKERS[index % len(MARKERS)], "markersize": 4}
-                told = f"{setting.label}, mean of {len(setting.runs)}" if len(setting.runs) > 1 else setting.label
-                axes.plot(points[:, 0], points[:, 1], label=told, **style)
+                _draw_lines(axes, setting.on(task), curve.key, setting.label, style)
     figure.legend(*_all_handles(figure), loc="outside lower center", ncols=3)
     return figure
 
@@ -299,8 +299,8 @@ def radar(runs: Sequence[RunContents], part: str) -> Figure:
     for axes, task in zip(panels, tasks, strict=True):
         shown = [(index, each) for index, each in enumerate(settings) if each.scored(task, part)]
         means = {index: [_mean_of(each, task, part, metric) for metric in metrics] for index, each in shown}
-        at = metrics.index("hd95_mm") if "hd95_mm" in metrics else -1
-        centre_mm = 2 * max((of[at] for of in means.values()), default=math.nan) if at >= 0 else math.nan
+        of_hd95 = [of[metrics.index("hd95_mm")] for of in means.values()] if "hd95_mm" in metrics else []
+        centre_mm = 2 * max((mm for mm in of_hd95 if mm > 0), default=0.5)  # of nothing but perfect ones, a millimetre
         for index, each in shown:
             radii = [
                 1 - mean / centre_mm if metric == "hd95_mm" else mean
@@ -401,15 +401,12 @@ def _mean_of(setting: Setting, task: str, part: str, metric: str) -> float:
 
 
 def _by_row(runs: Sequence[RunContents], part: str) -> dict[str, dict[_Column, tuple[Picture, float]]]:
-    """Row to its pictures and their Dice by task and case: runs that differ in their task alone share a row."""
-    rows: defaultdict[str, dict[_Column, tuple[Picture, float]]] = defaultdict(dict)
+    """Row to its pictures and their Dice by task and case: a table's row of several tasks is one row."""
+    rows: dict[str, dict[_Column, tuple[Picture, float]]] = {}
     for setting in settings_of(runs):
-        for run in setting.runs:
-            alone = len(setting.on(task_of(run))) == 1
-            told = f"{setting.label}, seed {run.summary.get('seed')}, fold {run.summary.get('fold')}"
-            row = run.label if len(tasks_of(runs)) == 1 else setting.label if alone else told
-            rows[row] |= {(task_of(run), case): found for case, found in _pictures(run, part).items()}
-    return dict(rows)
+        found = [(task_of(run), _pictures(run, part)) for run in setting.runs]
+        rows[setting.label] = {(task, case): shown for task, of_run in found for case, shown in of_run.items()}
+    return rows
 
 
 def _pictures(run: RunContents, part: str) -> dict[str, tuple[Picture, float]]:
@@ -422,7 +419,7 @@ def _pictures(run: RunContents, part: str) -> dict[str, tuple[Picture, float]]:
     return {case: (read_picture(found.pictures[case]), dice.get(case, math.nan)) for case in ordered}
 
 
-def _widely_kept(pictures: Mapping[str, Mapping[_Column, object]]) -> list[_Column]:
+def shown_columns(pictures: Mapping[str, Mapping[_Column, object]]) -> list[_Column]:
     """At most ten, tasks in turn, best first; of a task none whose rows with a picture all have a more shared one."""
     columns = dict.fromkeys(column for of_row in pictures.values() for column in of_row)
     kept_by = {column: frozenset(row for row, of_row in pictures.items() if column in of_row) for column in columns}
@@ -475,14 +472,22 @@ def _all_handles(figure: Figure) -> tuple[list[Any], list[str]]:
     return list(named.values()), list(named)
 
 
-def _averaged(runs: Sequence[RunContents], key: str) -> Any:
-    """``(n,2)`` of step and mean over runs, at the steps that all of them have logged."""
-    series = [dict(logged(entries, key)) for run in runs for entries in run.logs.values()]
-    series = [of_run for of_run in series if of_run]
-    if not series:
-        return np.empty((0, 2))
-    steps = sorted(set.intersection(*(set(of_run) for of_run in series)))
-    return np.array([(step, np.mean([of_run[step] for of_run in series])) for step in steps]).reshape(-1, 2)
+def _draw_lines(axes: Axes, runs: Sequence[RunContents], key: str, label: str, style: Mapping[str, Any]) -> None:
+    """The mean of what the runs have logged; each by itself, thinner, where they share no steps."""
+    lines = _curves(runs, key)
+    for place, points in enumerate(lines):
+        shown, told = thinned(points), label if place == 0 else None
+        axes.plot(shown[:, 0], shown[:, 1], label=told, linewidth=1.8 if len(lines) == 1 else 1.0, **style)
+
+
+def _curves(runs: Sequence[RunContents], key: str) -> list[Any]:
+    """``(n,2)`` of step and mean over what the runs logged, at the steps that all did; where none is, of each run."""
+    series = [found for run in runs for entries in run.logs.values() if len(found := logged(entries, key))]
+    shared = sorted(set.intersection(*(set(found[:, 0]) for found in series))) if series else []
+    if not shared:
+        return series
+    values = [[dict(found)[step] for step in shared] for found in series]
+    return [np.column_stack([shared, np.mean(values, axis=0)])]
 
 
 def _upright_box(axes: Axes, values: Sequence[float], at: float, index: int) -> None:

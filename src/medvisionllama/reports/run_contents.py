@@ -239,7 +239,7 @@ def distinct_labels(runs: Sequence[RunContents]) -> list[str]:
     """
     models = [str(run.summary.get("model") or run.path.name) for run in runs]
     labels = list(models)
-    for tell in (_task, told_of_block, told_of_share, _fold, told_of_steps, _seed):
+    for tell in (_task, _block_name, _share, _fold, _steps, _seed):
         told = [tell(run) for run in runs]
         if any(len({t for m, t in zip(models, told, strict=True) if m == model}) > 1 for model in models):
             labels = [f"{label}, {t}" if t else label for label, t in zip(labels, told, strict=True)]
@@ -290,24 +290,21 @@ def _task(run: RunContents) -> str:
     return str(run.summary.get("task") or "")
 
 
-def told_of_block(run: RunContents) -> str:
-    """The language block and its start, or that there is none."""
+def _block_name(run: RunContents) -> str:
     block = run.summary.get("block")
     return f"{block.get('id')} {block.get('init', '')}".strip() if block else "no block"
 
 
-def told_of_share(run: RunContents) -> str:
-    """The share of the training patients; empty where the run tells none."""
+def _share(run: RunContents) -> str:
     fraction = run.summary.get("fraction")
-    return f"{fraction:.0%} of the data" if isinstance(fraction, int | float) else ""
+    return f"{100 * fraction:g}% of the data" if isinstance(fraction, int | float) else ""
 
 
 def _fold(run: RunContents) -> str:
     return f"fold {run.summary['fold']}" if run.summary.get("fold") is not None else ""
 
 
-def told_of_steps(run: RunContents) -> str:
-    """How many were trained; empty where the run tells none."""
+def _steps(run: RunContents) -> str:
     return f"{run.summary['steps']} steps" if run.summary.get("steps") is not None else ""
 
 

@@ -1,25 +1,24 @@
-"""Runs of one setting taken together: what differs in task, seed and fold alone is one line, box or marker of a figure.
+"""Runs of one setting taken together: rows that differ in task, seed and fold alone are one line, box or marker.
 
-Means are over seeds and folds first, case by case, and never over cases of several tasks: a figure has a panel a task.
+Means are over seeds and folds first, case by case, and never over several tasks: a figure has a panel a task.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from medvisionllama.reports.run_contents import RunContents, ScoredPart, told_of_block, told_of_share, told_of_steps
+from medvisionllama.reports.run_contents import RunContents, ScoredPart
 from medvisionllama.reports.statistics import Paired, paired
 
 Training = tuple[object, object]  # seed and fold, as the runs' summaries tell them
-_Tell = Callable[[RunContents], str]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Runs that differ in task, seed and fold alone.
+    """Runs that differ in task, seed and fold alone; or a single run.
 
     Attributes:
         label: Its short name among the settings shown together.
@@ -28,6 +27,11 @@ class Setting:
 
     label: str
     runs: tuple[RunContents, ...]
+
+    @property
+    def is_row(self) -> bool:
+        """Whether a table made it: then its trainings are known by seed and fold."""
+        return all(run.summary.get("setting") for run in self.runs)
 
     def on(self, task: str) -> list[RunContents]:
         """Those of one task."""
@@ -48,28 +52,15 @@ class Setting:
 
 
 def settings_of(runs: Sequence[RunContents]) -> list[Setting]:
-    """The runs by setting: model, block and share of the data, and steps where these leave two runs of one training.
+    """The runs by what their summaries call their ``setting``, as rows of a table do; a run without one stands alone.
 
-    Runs that nothing else tells apart stay alone, under their own labels.
+    What a setting is, the table knows: folders alone do not tell whether two runs differ in seed and fold and nothing
+    else, so runs of folders are never taken together.
     """
-    for tells in ((told_of_block, told_of_share), (told_of_block, told_of_share, told_of_steps)):
-        found: defaultdict[tuple[str, ...], list[RunContents]] = defaultdict(list)
-        for run in runs:
-            found[_model(run), *(tell(run) for tell in tells)].append(run)
-        if all(len({(task_of(run), _training(run)) for run in alike}) == len(alike) for alike in found.values()):
-            return _labelled(found, tells)
-    return [Setting(run.label, (run,)) for run in runs]
-
-
-def _labelled(found: Mapping[tuple[str, ...], Sequence[RunContents]], tells: Sequence[_Tell]) -> list[Setting]:
-    if all(len(alike) == 1 for alike in found.values()):  # then their own labels are as short as can be
-        return [Setting(run.label, (run,)) for alike in found.values() for run in alike]
-    settings = []
-    for key, alike in found.items():
-        of_model = [other for other in found if other[0] == key[0]]
-        differing = [key[at] for at in range(1, len(tells) + 1) if len({other[at] for other in of_model}) > 1]
-        settings.append(Setting(", ".join([key[0], *filter(None, differing)]), tuple(alike)))
-    return settings
+    found: dict[str, list[RunContents]] = {}
+    for run in runs:
+        found.setdefault(str(run.summary.get("setting") or run.label), []).append(run)
+    return [Setting(label, tuple(alike)) for label, alike in found.items()]
 
 
 def tasks_of(runs: Sequence[RunContents]) -> list[str]:
@@ -85,21 +76,20 @@ def task_of(run: RunContents) -> str:
 def compared(first: Setting, second: Setting, task: str, part: str, metric: str) -> Paired:
     """``second - first`` over cases: of each case the mean of its differences over the trainings that both have.
 
-    Where they share no seed and fold, all of their trainings are compared, as of two programs.
+    Trainings that differ in seed or fold are no pair where both are rows of a table; two runs of folders, which need
+    not tell either, are compared as two programs would be.
     """
     shared = set(first.scored(task, part)) & set(second.scored(task, part))
     differences: defaultdict[str, list[float]] = defaultdict(list)
-    each_alone: list[set[Training] | None] = [{training} for training in shared]
-    for among in each_alone or [None]:
+    among_each: list[set[Training] | None] = [{training} for training in shared]
+    if not (first.is_row and second.is_row):
+        among_each = [None]
+    for among in among_each:
         before, after = (each.by_case(task, part, metric, among) for each in (first, second))
         for case in before.keys() & after.keys():
             differences[case].append(after[case] - before[case])
     means = [_mean(differences[case]) for case in sorted(differences)]
     return paired([math.nan if math.isnan(mean) else 0.0 for mean in means], means)
-
-
-def _model(run: RunContents) -> str:
-    return str(run.summary.get("model") or run.path.name)
 
 
 def _training(run: RunContents) -> Training:
