@@ -84,7 +84,7 @@ def test_the_page_tells_of_what_was_measured_and_names_the_rest(tmp_path: Path) 
     for absent in (f"pretrained {MINUS} trained", f"pretrained {MINUS} random:", "LoRA off"):
         assert absent not in page
     assert "neither planned here nor measured: `--middles random trained`, `--lora none`." in page
-    assert "The frozen blocks hold adapters that train (minilm-l6: 0 numbers)" in page
+    assert "The frozen block of minilm-l6 (0 numbers) holds adapters that train" in page
 
 
 def test_with_adapters_off_measured_the_page_says_what_that_means(tmp_path: Path) -> None:
@@ -93,7 +93,8 @@ def test_with_adapters_off_measured_the_page_says_what_that_means(tmp_path: Path
     )
     page = page_of([make_row(cell, tmp_path, {"validation": scores(0.7, seed=cell.seed)}) for cell in cells], tmp_path)
     assert "`LoRA off`: trainable linear mappers" in page
-    assert "The frozen blocks hold adapters" not in page
+    assert "adapters that train, as the papers' do" not in page
+    assert "a block of 2,000 parameters" in page, "without adapters nothing but the block is frozen"
     assert "- **LoRA**: `LoRA off`" in page, "and no other"
     assert "`--lora none`" not in page
 

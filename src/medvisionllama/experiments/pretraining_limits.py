@@ -38,22 +38,24 @@ def _adapters(measured: Measured) -> list[str]:
     blocks = sorted({place.block for place in frozen} - without)
     if not blocks:
         return []
-    sizes = "; ".join(block + size for block in blocks if (size := _size_of_adapters(block, measured)))
+    sizes = [block + _size_of_adapters(block, measured) for block in blocks]
+    whose = " and ".join(sizes)
+    subject, they = (f"block of {whose} holds", "it") if len(blocks) == 1 else (f"blocks of {whose} hold", "them")
     return [
-        f"- The frozen blocks hold adapters that train{f' ({sizes})' if sizes else ''}, as the papers' do. They may "
-        "repair a destroyed block, or adapt a pre-trained one: without them nothing was measured."
+        f"- The frozen {subject} adapters that train, as the papers' do. They may repair a destroyed block, or adapt a "
+        f"pre-trained one: of {they} nothing was measured without."
     ]
 
 
 def _size_of_adapters(block: str, measured: Measured) -> str:
-    """Such as ``: 12 numbers``: all that train less those that do without it; empty where that is not known."""
+    """Such as `` (12 numbers)``: all that train less those that do without it; empty where that is not known."""
     for place, rows in measured.items():
         bare = measured.get(place.with_middle("identity"), {})
         shared = set(rows) & set(bare)
         if place.block == block and place.middle not in ("none", "identity", "trained") and shared:
             seed = min(shared)
             trained, without = (of[seed].content["parameters"]["trainable"] for of in (rows, bare))
-            return f": {trained - without:,} numbers"
+            return f" ({trained - without:,} numbers)"
     return ""
 
 
@@ -66,16 +68,18 @@ def _few(seeds: int) -> str:
 
 def _size_of_block(block: str, measured: Measured) -> str:
     """How large a block is: all that is frozen around it, less what is frozen in the same network without it."""
+    told = block
     for place, rows in measured.items():
         held = [row for row in rows.values() if row.content["identity"] and row.content["parameters"]["frozen"]]
         if place.block != block or not held:
             continue
         frozen = int(held[0].content["parameters"]["frozen"])
         without = list(measured.get(place.with_middle("identity"), {}).values())
-        if without:
-            return f"{block} (a block of {frozen - without[0].content['parameters']['frozen']:,} parameters)"
-        return f"{block} ({frozen:,} frozen parameters, the block and its mappers' fixed start)"
-    return block
+        if without or place.lora == "none":  # mappers without LoRA have nothing frozen
+            bare = without[0].content["parameters"]["frozen"] if without else 0
+            return f"{block} (a block of {frozen - bare:,} parameters)"
+        told = f"{block} ({frozen:,} frozen parameters, the block and its mappers' fixed start)"
+    return told
 
 
 def missing(measured: Measured, scope: Scope, commands: Sequence[str]) -> str:
