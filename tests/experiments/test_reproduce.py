@@ -285,6 +285,8 @@ def test_a_study_of_ones_own_names_its_own_command(ask: Ask) -> None:
     assert wider[:2] == planned[:2]
     assert wider[2] == f"medvisionllama reproduce {STUDY} --tasks ph --seeds 7 --steps 3 --block minilm-l6 --out docs/x"
     assert planned[0] == f"medvisionllama reproduce {STUDY} --tasks ph --out docs/x"
+    of_plan = replace(at_docs, seeds=(), blocks=(), steps=None)  # more is measured than planned, the plan is asked for
+    assert study_commands(of_plan, Scope({place: {0, 7}}, {place: {0}}, is_planned=True)) == planned
     assert "--middles shuffled pretrained --block stories260K=DATA/weights/stories260K/hf --out docs/x" in planned[1]
 
 

@@ -57,10 +57,10 @@ def study_commands(request: Request, scope: Scope) -> list[str]:
         )
         own = [request, second, *([asked] if scope.added else [])]
     if any(source == GATED for each in own for _, source in each.blocks):
-        return [*map(command_of, own)]
+        return [*dict.fromkeys(map(command_of, own))]
     gated = replace(request, blocks=((GATED, GATED),), device="cuda")
     return [
-        *map(command_of, own),
+        *dict.fromkeys(map(command_of, own)),  # what was asked for may be the plan itself
         "# the papers' own language model, on a GPU (gated: accept its licence on the hub, then `blocks fetch`):",
         f"medvisionllama blocks fetch {GATED}",
         command_of(gated),
