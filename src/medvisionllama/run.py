@@ -60,6 +60,7 @@ def train_run(
     resume: bool = False,
     named: Collection[str] | None = None,
     command: Sequence[str] = (),
+    cleanup: bool = True,
     listener: Listener | None = None,
 ) -> dict[str, Any]:
     """Train, segment the validation part and score it; returns ``summary.json``.
@@ -76,6 +77,7 @@ def train_run(
         named: With ``resume``, which of the experiment's settings must be the folder's own; None for all of them. Where
             ``memory_gb`` is given, a named ``recipe.batch_size`` stays and the window alone is planned.
         command: What the user typed, kept for the page.
+        cleanup: Whether the validation part says which classes are cleaned up; where not, nothing is.
         listener: Who is told of the progress.
 
     Raises:
@@ -132,7 +134,7 @@ def train_run(
                 counts = {"training": len(training), "validation": len(validation), "test": len(setup.splits.test)}
                 write_json(run.summary, _summary(setup, counts, outcome, model, typed))
                 if validation:
-                    inference = Inference(_passing_gb(setup, processes))
+                    inference = Inference(_passing_gb(setup, processes), cleanup=cleanup)
                     predict_part(run, "validation", machine, inference=inference, listener=listener)
                 else:
                     listener.note("the split has no validation part: nothing is scored, the last weights are kept")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -174,6 +175,16 @@ def test_a_row_of_other_settings_is_a_stranger(cell: Cell, tmp_path: Path) -> No
     assert strangers(tmp_path) == []
     make_row(longer, tmp_path, {"test": [0.5]})
     assert strangers(tmp_path) == [f"{longer.name}.json"]
+
+
+def test_every_committed_row_of_the_papers_was_scored_as_its_training_saw_it() -> None:
+    """The kept weights' Dice on the validation part, looked at while training: nothing came between but the scoring."""
+    rows = [read_row(path) for path in (ROWS.parents[1] / "paper-protocol" / "rows").glob("*.json")]
+    assert len(rows) >= 16
+    for row in rows:
+        looks = {entry["step"]: entry.get("validation_dice") for entry in row.content["log"]}
+        scored = row.parts["validation/model"].by_case("dice").values()
+        assert np.mean([*scored]) == pytest.approx(looks[row.content["best_step"]], abs=5e-5), row.name
 
 
 @pytest.mark.real_data

@@ -22,9 +22,13 @@ from medvisionllama.experiments.launchers import Job, gathered, launch, launch_s
 from medvisionllama.experiments.rows import read_row, read_rows, row_path, write_row
 from medvisionllama.experiments.source import state_of_source
 from medvisionllama.experiments.suite import Walked, Work, walk
-from medvisionllama.listener import Silent
+from medvisionllama.listener import Listener, Silent
+from medvisionllama.loading import Inference
+from medvisionllama.machine import Machine
 from medvisionllama.models.zoo import named, with_block
-from medvisionllama.run_folder import METRICS, read_scores
+from medvisionllama.run import train_run
+from medvisionllama.run_folder import METRICS, RunFolder, read_scores
+from medvisionllama.score_part import predict_part
 
 WorkOf = Callable[..., Work]
 
@@ -47,6 +51,28 @@ def test_a_walk_measures_what_is_missing_and_skips_what_is_there(cell: Cell, wor
     assert again.named("there already") == [c.name for c in work.cells]
     assert len(told) == 2
     assert {path: path.read_bytes() for path in work.rows.iterdir()} == before
+
+
+def test_label_maps_of_cells_are_not_cleaned_up(
+    cell: Cell, work_of: WorkOf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Validation would choose what to clean up, in one cell and not in its pair."""
+    asked: dict[str, bool] = {}
+
+    def noted(run: RunFolder, part: str, machine: Machine, *, inference: Inference, listener: Listener) -> object:
+        asked[part] = inference.cleanup
+        return predict_part(run, part, machine, inference=inference, listener=listener)
+
+    for module in ("medvisionllama.run", "medvisionllama.experiments.suite"):
+        monkeypatch.setattr(f"{module}.predict_part", noted)
+    work = work_of(cell)
+    walk(work, tell=lambda line: None)
+    assert asked == {"validation": False, "test": False}
+    assert not (work.runs / cell.name / "postprocessing.json").exists()
+    machine = suite.machine_of(work, 0)
+    train_run(cell.experiment(work.datasets[cell.task]), tmp_path / "own", machine, splits=work.splits[cell.splits])
+    assert asked["validation"], "a user's own training finds out what to clean up"
+    assert (tmp_path / "own" / "postprocessing.json").exists()
 
 
 def test_a_row_holds_the_scores_the_run_folder_holds(cell: Cell, work_of: WorkOf) -> None:

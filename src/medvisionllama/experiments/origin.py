@@ -20,6 +20,7 @@ def provenance(rows: Sequence[Row]) -> str:
         f"{row.content['environment'].get('cores')} thread(s)"
         for row in rows
     )
+    anew = Counter(row.content["scored_source"] for row in rows if row.content.get("scored_source"))
     torches = sorted({row.content["environment"]["packages"]["torch"] for row in rows})
     dates = sorted(row.content["environment"]["date"][:10] for row in rows)
     return "\n".join(
@@ -29,6 +30,7 @@ def provenance(rows: Sequence[Row]) -> str:
             f"- Machine: {'; '.join(f'{name} ({n} rows)' for name, n in machines.most_common())}.",
             f"- Program: {'; '.join(f'`{name}` ({n} rows)' for name, n in sources.most_common())}; torch "
             f"{', '.join(torches)}; {dates[0]} to {dates[-1]}.",
+            *(f"- Scored anew by `{name}` ({n} rows), from the same weights." for name, n in anew.most_common()),
         ]
     )
 

@@ -348,7 +348,8 @@ def _design(measured: Measured) -> str:
             f"- **Budget**: {steps} steps of batch {recipe['batch_size']} for every middle, {recipe['optimizer']} at "
             f"{recipe['learning_rate']:g}, {recipe['schedule']} after {recipe['warmup']:.0%} of warm-up, "
             f"{recipe['loss']}, {recipe['precision']}. At a smaller share of the data the same steps are more epochs.",
-            "- **No choosing**: the last step's weights are scored; the validation part has no say in the training.",
+            "- **No choosing**: the last step's weights are scored; the validation part has no say in the training. "
+            "Label maps are scored as the network leaves them.",
             "- **Pairs**: within a seed all middles start with equal stem, encoder and decoder, and see equal batches, "
             "bent equally. Random and shuffled blocks are drawn anew for each seed; each row's file holds the block's "
             "SHA-256.",

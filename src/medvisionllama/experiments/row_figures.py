@@ -19,11 +19,12 @@ from medvisionllama.run_folder import METRICS, RunFolder, ScoreRow, to_json, wri
 
 _CASES = (
     "Cases with pictures, the best first, of each row's first seed and fold that still has its run folder; the axial "
-    "slice with most reference, Dice over the whole volume in the corner."
+    "slice with most reference, Dice over the whole volume in the corner. Of the first part and grid below."
 )
 _MAPS = (
     "The first case of each row's first seed and fold that still has its run folder; each map is scaled to its own "
-    "2nd and 98th percentile, so that shapes compare and strengths do not."
+    "2nd and 98th percentile, so that shapes compare and strengths do not. The axial slice with most reference, or "
+    "with most prediction where there is none; the outline is the prediction's."
 )
 _CURVES = (
     "Dice of the validation part on the model's grid, looked at while training, and the loss on training patches; "
@@ -34,15 +35,18 @@ CAPTIONS: Mapping[str, str] = {
     "v1-F3": _CURVES,
     "v1-F4": _MAPS,
     "v1-F5": _CASES,
-    "v1-A-F1": "Mean Dice with its 95 % bootstrap interval over cases, after averaging each case over trainings.",
+    "v1-A-F1": "Mean Dice with its 95 % bootstrap interval over cases, after averaging each case over trainings. Of "
+    "the first part and grid below.",
     "v1-C2": _CASES,
-    "v1-D-F3": "Means over cases, after averaging each case over trainings; the rim is better.",
+    "v1-D-F3": "Means over cases, after averaging each case over trainings; the rim is better. Of the first part and "
+    "grid below.",
     "v2-F2": _CASES,
     "v2-F3": _MAPS,
     "v2-F4": _CURVES,
     "v2-F5": "Every case's Dice, averaged over trainings; box: quartiles, line: median, diamond: mean. Above: the "
     "paired t-test against the first box over the trainings and cases that both have; an asterisk below .05, a dagger "
-    "where that survives Holm's correction over this figure. The tests are over cases alone.",
+    "where that survives Holm's correction over this figure. The tests are over cases alone. Of the first part and "
+    "grid below.",
 }  # fmt: skip
 
 

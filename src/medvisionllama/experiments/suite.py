@@ -23,7 +23,7 @@ from medvisionllama.experiments.rows import collect, read_rows, row_path, write_
 from medvisionllama.experiments.source import state_of_source
 from medvisionllama.held import held
 from medvisionllama.listener import Listener, Silent
-from medvisionllama.loading import load_member
+from medvisionllama.loading import Inference, load_member
 from medvisionllama.machine import Machine, choose_device, default_cache
 from medvisionllama.run import train_run
 from medvisionllama.run_folder import RunFolder, read_json, write_text
@@ -122,7 +122,8 @@ def walk(work: Work, worker: int = 0, workers: int = 1, tell: Tell = print, list
 def measure(cell: Cell, work: Work, worker: int = 0, listener: Listener | None = None) -> Ended:
     """Train and score one cell and leave its row, unless that is there or another process is at it.
 
-    The validation part is scored as in any training, and the test part once, after it.
+    Both parts are scored as the network leaves them, the test part once, after the training. Which classes to clean up
+    would be chosen by the validation part, in one cell and not in its pair; papers and other programs do no such thing.
 
     Raises:
         InputError: Data, weights or settings are not as they should be.
@@ -148,10 +149,11 @@ def measure(cell: Cell, work: Work, worker: int = 0, listener: Listener | None =
             machine,
             splits=splits,
             resume=True,
+            cleanup=False,
             listener=listener,
         )
         if splits.test and "test" not in read_json(run.summary):
-            predict_part(run, "test", machine, listener=listener)
+            predict_part(run, "test", machine, inference=Inference(cleanup=False), listener=listener)
         forward_ms = timed_forward_ms(run, machine) if cell.protocol == "paper" else None
         seconds = time.perf_counter() - started
         write_row(collect(cell, run, seconds, state_of_source(), forward_ms), path)

@@ -65,7 +65,8 @@ def differences_of(
         *_impossible_said(table, cells),
         _grid_said(table, cells),
         "**Protocol**: labels by nearest neighbour; split by patient before augmentation, test 10 %, folds over the "
-        "rest; scored on the model's grid, as the papers must have, and on the image's own.",
+        "rest; scored on the model's grid, as the papers must have, and on the image's own, as the networks leave "
+        "them, without any clean-up.",
         f"**Seeds**: {', '.join(str(seed) for seed in sorted({x.cell.seed for x in cells}))}; fold "
         f"{', '.join(str(fold) for fold in sorted({x.cell.fold for x in cells}))}.",
     ]
