@@ -69,7 +69,17 @@ def test_label_maps_of_cells_are_not_cleaned_up(
     walk(work, tell=lambda line: None)
     assert asked == {"validation": False, "test": False}
     assert not (work.runs / cell.name / "postprocessing.json").exists()
+    (row,) = work.rows.glob("*.json")
+    parts = json.loads(row.read_text())["parts"]
+    row.unlink()
     machine = suite.machine_of(work, 0)
+    predict_part(RunFolder(work.runs / cell.name), "validation", machine)  # as an older version left it
+    assert (work.runs / cell.name / "postprocessing.json").exists()
+    asked.clear()
+    walk(work, tell=lambda line: None)
+    assert asked == {"validation": False, "test": False}, "both are scored anew"
+    assert json.loads(row.read_text())["parts"] == parts
+    assert not (work.runs / cell.name / "postprocessing.json").exists()
     train_run(cell.experiment(work.datasets[cell.task]), tmp_path / "own", machine, splits=work.splits[cell.splits])
     assert asked["validation"], "a user's own training finds out what to clean up"
     assert (tmp_path / "own" / "postprocessing.json").exists()

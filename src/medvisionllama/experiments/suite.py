@@ -152,8 +152,11 @@ def measure(cell: Cell, work: Work, worker: int = 0, listener: Listener | None =
             cleanup=False,
             listener=listener,
         )
-        if splits.test and "test" not in read_json(run.summary):
-            predict_part(run, "test", machine, inference=Inference(cleanup=False), listener=listener)
+        cleaned = run.postprocessing.exists()  # by an older version, or by a user who scored this folder
+        for part, names in (("validation", splits.validation(cell.fold)), ("test", splits.test)):
+            if names and (cleaned or part not in read_json(run.summary)):
+                predict_part(run, part, machine, inference=Inference(cleanup=False), listener=listener)
+        run.postprocessing.unlink(missing_ok=True)
         forward_ms = timed_forward_ms(run, machine) if cell.protocol == "paper" else None
         seconds = time.perf_counter() - started
         write_row(collect(cell, run, seconds, state_of_source(), forward_ms), path)
